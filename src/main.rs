@@ -1,0 +1,3 @@
+//! The `walrace` command.
+
+fn main() {}

@@ -1,0 +1,75 @@
+//! Where changes go: one trait, one file for each kind of target, one `match` that opens them.
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::{change::Batch, error::Error, error::Result};
+
+/// What a sink has, durably. It grows, except by a named rewind, which begins a new epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// The history of the source that the cursor counts in.
+    pub lineage: Uuid,
+    /// Begun anew by a rewind or when the sink is created again; owned by the catalog.
+    pub epoch: u64,
+    /// Every change below this offset is delivered, filtered or parked.
+    pub cursor: u64,
+    /// The last retry of a parked change that was sent.
+    pub retry_seq: u64,
+}
+
+/// What happened to one change of a batch.
+#[derive(Debug)]
+pub enum Outcome {
+    /// It is durable at the target.
+    Durable,
+    /// The target refuses this very change, and would again: an error of class `Data`.
+    Refused(Error),
+    /// It was not tried, or nobody can say: deliver it again.
+    Unknown,
+}
+
+/// What a write achieved.
+#[derive(Debug)]
+pub enum Written {
+    /// Every change is durable, and the target holds the progress if it keeps one.
+    All,
+    /// One outcome for each change of the batch, in order.
+    Each(Vec<Outcome>),
+}
+
+/// What a sink declares about itself; the conformance suite reads it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capabilities {
+    /// The target keeps [`Progress`] together with the data, so nothing is delivered twice.
+    pub transactional_progress: bool,
+    /// Several lanes may write at the same time.
+    pub lanes: bool,
+    /// The target keeps the last state of a key rather than every event.
+    pub state_target: bool,
+}
+
+/// A destination. Called from one task; each call may be cancelled at a stop.
+///
+/// A write that fails as a whole returns an error whose class decides: `Retry` is an outage (the
+/// loop waits and writes the same batch again, no attempt is counted), `Config` stops this sink
+/// until a person mends it, `Data` is a refusal of the batch (it is split until the bad change
+/// stands alone), `Damaged` stops it.
+#[async_trait]
+pub trait Sink: Send {
+    /// What it guarantees and allows.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Connects, undoes what an unfinished write left behind, and returns the target's own progress
+    /// where it keeps one and has one. Called again after each error of class `Retry`.
+    async fn open(&mut self) -> Result<Option<Progress>>;
+
+    /// Delivers the changes in their order; once they are durable the target, where it keeps
+    /// progress, holds `progress`, in the same atomic step. The batch may be empty, when only
+    /// filtered changes were passed.
+    async fn write(&mut self, batch: &Batch, progress: &Progress) -> Result<Written>;
+
+    /// Flushes and lets go. Nothing is lost when it is never called.
+    async fn close(&mut self) -> Result<()>;
+}
