@@ -4,6 +4,7 @@
 //! a transform shapes it, a [`format`] writes it down and a [`sink`] delivers it; the two loops that
 //! join them are in `pipeline`.
 
+pub mod catalog;
 pub mod change;
 pub mod config;
 pub mod disk;
