@@ -142,6 +142,17 @@ impl Op {
     }
 }
 
+impl FromStr for Op {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|op| op.word() == text).ok_or_else(|| {
+            let words = Self::ALL.map(Self::word).join(", ");
+            Error::config(format!("`{text}` is no operation")).remedy(format!("one of: {words}"))
+        })
+    }
+}
+
 /// What is known of the row before the change.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Before {

@@ -7,6 +7,7 @@
 pub mod api;
 pub mod catalog;
 pub mod change;
+pub mod cli;
 pub mod config;
 pub mod disk;
 pub mod error;

@@ -115,12 +115,9 @@ const SOURCE_GAUGES: [SourceGauge; 8] = [
         Some(Unit::Bytes),
         |s| s.behind_bytes,
     ),
-    (
-        "source_retained_wal",
-        "WAL that the server keeps for our slot",
-        Some(Unit::Bytes),
-        |s| s.retained_wal_bytes,
-    ),
+    ("source_retained_wal", "WAL that the server keeps for our slot", Some(Unit::Bytes), |s| {
+        s.retained_wal_bytes
+    }),
     ("source_confirmed_lsn", "The LSN that the slot may forget up to", None, |s| {
         s.confirmed.map(|lsn| lsn.0)
     }),
@@ -138,12 +135,9 @@ const SINK_GAUGES: [SinkGauge; 5] = [
     ("sink_behind_changes", "Changes in the journal that the sink does not have", None, |s| {
         Some(s.behind_changes)
     }),
-    (
-        "sink_behind",
-        "Journal bytes that the sink has not passed",
-        Some(Unit::Bytes),
-        |s| Some(s.behind_bytes),
-    ),
+    ("sink_behind", "Journal bytes that the sink has not passed", Some(Unit::Bytes), |s| {
+        Some(s.behind_bytes)
+    }),
     (
         "sink_behind",
         "Age of the oldest change that the sink does not have",

@@ -143,7 +143,11 @@ impl Delivery {
     async fn write(&mut self, batch: Batch, cursor: u64) -> Result<()> {
         if batch.changes.is_empty() {
             self.progress.cursor = cursor;
-            return if self.recorded_at.elapsed() < RECORD_EVERY { Ok(()) } else { self.record().await };
+            return if self.recorded_at.elapsed() < RECORD_EVERY {
+                Ok(())
+            } else {
+                self.record().await
+            };
         }
         let mut parts = vec![batch];
         while let Some(mut part) = parts.pop() {

@@ -34,10 +34,10 @@ impl Listener {
     /// Binds `listen` (`host:port`, port 0 for a free one).
     pub async fn bind(listen: &str) -> Result<Self> {
         let mend = || format!("cannot listen on {listen}");
-        let listener = TcpListener::bind(listen)
-            .await
-            .class(Class::Config, mend)
-            .map_err(|error| error.remedy("set http.listen to another port, or to \"\" for none"))?;
+        let listener =
+            TcpListener::bind(listen).await.class(Class::Config, mend).map_err(|error| {
+                error.remedy("set http.listen to another port, or to \"\" for none")
+            })?;
         let address = listener.local_addr().class(Class::Config, mend)?;
         Ok(Self { listener, address })
     }

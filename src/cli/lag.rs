@@ -33,11 +33,13 @@ pub async fn run(args: Args, config: &Config) -> Result<ExitCode> {
 
 /// The tables for people, with the reason of each part that is not running.
 pub fn render(status: &Status) -> String {
-    let mut sources = table(&["source", "state", "WAL behind", "WAL retained", "journal", "changes"]);
+    let mut sources =
+        table(&["source", "state", "WAL behind", "WAL retained", "journal", "changes"]);
     for source in &status.sources {
         sources.add_row(source_row(source));
     }
-    let mut sinks = table(&["sink", "state", "changes behind", "bytes behind", "behind", "delivered"]);
+    let mut sinks =
+        table(&["sink", "state", "changes behind", "bytes behind", "behind", "delivered"]);
     for sink in &status.sinks {
         sinks.add_row(sink_row(sink));
     }
@@ -51,7 +53,7 @@ pub fn render(status: &Status) -> String {
 
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_preset(UTF8_HORIZONTAL_ONLY).set_header(header);
+    table.load_style(UTF8_HORIZONTAL_ONLY).set_header(header);
     for column in table.column_iter_mut().skip(2) {
         column.set_cell_alignment(CellAlignment::Right);
     }

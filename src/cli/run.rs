@@ -27,8 +27,10 @@ pub async fn run(config: Config) -> Result<ExitCode> {
         let walrace = Arc::clone(&walrace);
         serving.spawn(listener.serve(walrace));
     }
-    let mut terminate = signal(SignalKind::terminate()).class(Class::Bug, || "no signal handler")?;
-    let mut interrupt = signal(SignalKind::interrupt()).class(Class::Bug, || "no signal handler")?;
+    let mut terminate =
+        signal(SignalKind::terminate()).class(Class::Bug, || "no signal handler")?;
+    let mut interrupt =
+        signal(SignalKind::interrupt()).class(Class::Bug, || "no signal handler")?;
     let refused = tokio::select! {
         _ = terminate.recv() => None,
         _ = interrupt.recv() => None,

@@ -175,7 +175,8 @@ impl Capturing {
             confirmed,
             behind_bytes: server.zip(confirmed).map(|(s, c)| s.0.saturating_sub(c.0)),
             retained_wal_bytes: Some(retained).filter(|bytes| *bytes != UNKNOWN),
-            stalled_seconds: self.stalled(server.unwrap_or_default(), confirmed.unwrap_or_default()),
+            stalled_seconds: self
+                .stalled(server.unwrap_or_default(), confirmed.unwrap_or_default()),
             captured_changes: journal.end.saturating_sub(self.first_offset),
             journal,
         }

@@ -102,7 +102,8 @@ impl Delivering {
         loop {
             let before = self.stats.cursor();
             let restart = stop.child_token();
-            *self.restart.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = restart.clone();
+            *self.restart.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
+                restart.clone();
             let outcome = self.attempt(&restart).await;
             if stop.is_cancelled() {
                 return;
@@ -146,7 +147,7 @@ impl Delivering {
         Ok(Delivery {
             name: self.name.clone(),
             reader: self.journal.reader(progress.cursor)?,
-            filter: Filter::new(&self.config)?,
+            filter: self.filter()?,
             sink,
             catalog: self.catalog.clone(),
             progress,
@@ -172,6 +173,10 @@ impl Delivering {
         self.stats.begin(to);
         self.restart.lock().unwrap_or_else(std::sync::PoisonError::into_inner).cancel();
         Ok(())
+    }
+
+    pub(super) fn filter(&self) -> Result<Filter> {
+        Filter::new(&self.config)
     }
 
     pub(super) fn name(&self) -> &str {

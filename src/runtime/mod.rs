@@ -29,6 +29,7 @@ use crate::{
     error::{Class, Classify, Error, Result, ResultExt},
     journal::{self, Journal},
     sink,
+    transform::Filter,
 };
 
 /// How long a stop waits for writes in flight.
@@ -121,6 +122,12 @@ impl Walrace {
         Ok(&source_of(&self.sources, source)?.journal)
     }
 
+    /// What the sink `name` wants to see.
+    pub fn filter_of(&self, name: &str) -> Result<Filter> {
+        let sink = self.sinks.get(name);
+        sink.ok_or_else(|| Error::config(format!("there is no sink {name}")))?.filter()
+    }
+
     /// What every part is doing.
     pub fn status(&self) -> Status {
         Status {
@@ -143,7 +150,10 @@ impl Walrace {
         let mut tasks = self.tasks.lock().await;
         let ended = async { while tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(GRACE, ended).await.is_err() {
-            warn!("a part did not stop within {} s; its last batch will come again", GRACE.as_secs());
+            warn!(
+                "a part did not stop within {} s; its last batch will come again",
+                GRACE.as_secs()
+            );
             tasks.shutdown().await;
         }
         self.catalog.close().await;
