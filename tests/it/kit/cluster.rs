@@ -291,12 +291,7 @@ impl Cluster {
     pub(crate) async fn try_connect(&self) -> Result<Session, tokio_postgres::Error> {
         let mut config = tokio_postgres::Config::new();
         config.host_path(self.socket_dir()).port(self.port).user("postgres").dbname("postgres");
-        let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
-        let mut task = JoinSet::new();
-        task.spawn(async {
-            let _ = connection.await; // the client of this session reports what went wrong
-        });
-        Ok(Session { client, _task: task })
+        Session::open(&config).await
     }
 
     /// Runs statements; each alone is a transaction of its own unless the text says `begin`.
@@ -343,6 +338,17 @@ pub(crate) struct Session {
 }
 
 impl Session {
+    pub(crate) async fn open(
+        config: &tokio_postgres::Config,
+    ) -> Result<Self, tokio_postgres::Error> {
+        let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
+        let mut task = JoinSet::new();
+        task.spawn(async {
+            let _ = connection.await; // the client of this session reports what went wrong
+        });
+        Ok(Self { client, _task: task })
+    }
+
     /// The rows of a query as JSON objects, as `to_jsonb` makes them.
     pub(crate) async fn json_rows(&self, query: &str) -> Vec<Value> {
         let rows = self.query(&format!("select to_jsonb(t) from ({query}) t"), &[]).await;

@@ -21,5 +21,10 @@ mod wait;
 mod self_test;
 
 pub(crate) use cluster::{Cluster, Session, Setup, Snapshot, Stop};
+pub(crate) use ledger::{Ledger, Load, Pace};
+pub(crate) use proxy::Proxy;
+pub(crate) use recorder::{Answer, FileRecorder, Recorder, Request};
+pub(crate) use replay::{Delivery, Report, State, check};
 pub(crate) use scratch::Scratch;
+pub(crate) use server::{Server, http_client, source_toml};
 pub(crate) use wait::wait_for;
