@@ -392,7 +392,10 @@ fn find_bin(version: Option<u32>) -> PathBuf {
         .chain([cache_dir().join(format!("postgres-{version}/bin"))])
         .find(|bin| bin.join("postgres").exists());
     found.unwrap_or_else(|| {
-        panic!("PostgreSQL {version} is missing: run `scripts/install.sh test`, or set WALRACE_PG_BIN_{version} to its bin folder")
+        panic!(
+            "PostgreSQL {version} is missing: run `scripts/install.sh test`, \
+             or set WALRACE_PG_BIN_{version} to its bin folder"
+        )
     })
 }
 

@@ -241,7 +241,8 @@ impl Writer {
         let quantity = self.rng.i32(-5..100);
         match self.rng.u32(0..10) {
             0..=5 => format!(
-                "insert into ledger.order_line values ({order}, {line}, {quantity}, '{{a,\"b c\"}}') \
+                "insert into ledger.order_line \
+                 values ({order}, {line}, {quantity}, '{{a,\"b c\"}}') \
                  on conflict (order_id, line_no) do update set quantity = excluded.quantity"
             ),
             6..=7 => format!(

@@ -54,10 +54,9 @@ impl Server {
     /// Starts `walrace run`, to die when it passes a named point, such as `append:3`. The test is
     /// built with the feature `failpoints`, or it fails here.
     pub(crate) fn start_to_die_at(&mut self, failpoint: &str) {
-        assert!(
-            cfg!(feature = "failpoints"),
-            "run this test with `--features failpoints`, as `make test` does"
-        );
+        if !cfg!(feature = "failpoints") {
+            panic!("run this test with `--features failpoints`, as `make test` does");
+        }
         self.spawn(Some(failpoint));
     }
 
