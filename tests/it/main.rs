@@ -10,4 +10,5 @@
     reason = "a test that meets the unexpected fails at once, and says where"
 )]
 
+mod chaos;
 mod kit;
