@@ -15,6 +15,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
+use tracing::debug;
 
 use crate::{
     catalog::Catalog,
@@ -41,6 +42,7 @@ pub async fn capture(
             batch = source.next() => batch?,
         };
         let position = batch.position;
+        show_captured(&batch);
         failpoint::reach("capture::before_append");
         journal.append(batch).await?;
         failpoint::reach("capture::before_confirm");
@@ -63,6 +65,18 @@ pub async fn deliver(delivery: &mut Delivery, stop: &CancellationToken) -> Resul
     }
     delivery.record().await?;
     delivery.sink.close().await
+}
+
+/// One line a change for those who ask for it with `log.level = "debug"`.
+fn show_captured(batch: &Batch) {
+    if !tracing::enabled!(tracing::Level::DEBUG) {
+        return;
+    }
+    for change in &batch.changes {
+        let table = change.table.as_ref().map(|table| table.full_name());
+        let (op, lsn) = (change.op.word(), change.transaction.commit_lsn);
+        debug!("captured {op} on {} (LSN: {lsn})", table.as_deref().unwrap_or("no table"));
+    }
 }
 
 /// How a sink's batches are cut.

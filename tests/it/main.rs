@@ -10,5 +10,7 @@
     reason = "a test that meets the unexpected fails at once, and says where"
 )]
 
+mod capture;
 mod chaos;
 mod kit;
+mod operation;
