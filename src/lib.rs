@@ -5,6 +5,7 @@
 //! join them are in `pipeline`.
 
 pub mod change;
+pub mod cli;
 pub mod config;
 pub mod disk;
 pub mod error;
