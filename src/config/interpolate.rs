@@ -58,7 +58,7 @@ pub(super) fn fill(template: &str, environment: &Environment) -> Result<Filled, 
 }
 
 /// The inverse for a text that holds no reference.
-pub(super) fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     text.replace("${", "$${")
 }
 

@@ -15,10 +15,7 @@ use super::{
     read::{At, Reader},
     shape, validate,
 };
-use crate::{
-    disk::{Disk, RealDisk},
-    error::{Class, Classify, Error, Result},
-};
+use crate::error::{Class, Classify, Error, Result};
 
 /// Where the configuration is when nobody says so.
 const FILE: &str = "walrace.toml";
@@ -64,7 +61,7 @@ impl Config {
     pub fn create_directories(&self) -> Result<()> {
         for (key, path) in [("data_dir", self.data_dir.clone()), ("dlq_path", self.dead_letters())]
         {
-            let created = RealDisk.create_dir_all(&path);
+            let created = fs::create_dir_all(&path);
             created.and_then(|()| tempfile::tempfile_in(&path).map(drop)).map_err(|error| {
                 Error::config(format!("cannot write in {} (`{key}`)", path.display()))
                     .caused_by(error)

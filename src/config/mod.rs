@@ -26,6 +26,7 @@ mod shape;
 mod tests;
 mod validate;
 
+pub(crate) use self::interpolate::escape;
 pub use self::{
     cdc::{Cdc, Emitter},
     environment::Environment,
@@ -372,7 +373,9 @@ pub struct Log {
 }
 
 /// How log lines are written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum LogFormat {
     /// For people.

@@ -87,6 +87,14 @@ impl Config {
         schema
     }
 
+    /// The kinds of source, each with what it is.
+    pub fn source_kinds() -> Vec<(String, String)> {
+        let sources = record_of::<Self>().fields.into_iter().find(|field| field.name == "source");
+        let Some(Shape::Map(values)) = sources.map(|field| field.shape) else { return Vec::new() };
+        let Shape::Record(record) = *values else { return Vec::new() };
+        record.kinds.into_iter().map(|kind| (kind.word.name, kind.word.doc)).collect()
+    }
+
     /// Every key with its docs and its default, as a commented TOML file.
     pub fn reference() -> String {
         let mut text = TOML_HEAD.to_owned();
