@@ -4,9 +4,8 @@ use std::process::ExitCode;
 
 use comfy_table::{Cell, CellAlignment, Table, presets::UTF8_HORIZONTAL_ONLY};
 
-use super::instance::Instance;
+use super::{Global, instance::Instance};
 use crate::{
-    config::Config,
     error::Result,
     runtime::{SinkStatus, SourceStatus, Status},
 };
@@ -20,7 +19,8 @@ pub struct Args {
 }
 
 /// Prints the state of the running Walrace.
-pub async fn run(args: Args, config: &Config) -> Result<ExitCode> {
+pub async fn run(args: Args, global: &Global) -> Result<ExitCode> {
+    let config = &global.load()?;
     let status = Instance::find(config).await?.status().await?;
     if args.json {
         let text = serde_json::to_string_pretty(&status).unwrap_or_default();

@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use super::instance::Instance;
-use crate::{config::Config, error::Result};
+use super::{Global, instance::Instance};
+use crate::error::Result;
 
 /// Lists the committed changes in the journal that a sink does not have yet.
 #[derive(Debug, clap::Args)]
@@ -18,7 +18,8 @@ pub struct Args {
 
 /// Prints them to stdout, and to stderr how many there are. Exit code 0 when there is none, 3 when
 /// there are some.
-pub async fn run(args: Args, config: &Config) -> Result<ExitCode> {
+pub async fn run(args: Args, global: &Global) -> Result<ExitCode> {
+    let config = &global.load()?;
     let instance = Instance::find(config).await?;
     let style = if args.json { "json" } else { "plain" };
     let path = format!("/sinks/{}/missing", args.sink);

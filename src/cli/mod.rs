@@ -17,9 +17,14 @@ use crate::{
 pub mod completions;
 pub mod config;
 pub mod init;
+pub mod instance;
+pub mod lag;
 pub mod log;
 pub mod man;
+pub mod missing;
+pub mod run;
 pub mod source;
+pub mod tail;
 
 const ERROR: Style = AnsiColor::Red.on_default().bold();
 const HELP: Style = AnsiColor::Cyan.on_default().bold();
@@ -72,6 +77,14 @@ pub struct Global {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Capture and deliver until Ctrl-C or SIGTERM
+    Run,
+    /// Show committed changes as they come
+    Tail(tail::Args),
+    /// Show how far each source and sink is behind
+    Lag(lag::Args),
+    /// List the committed changes that a sink does not have yet
+    Missing(missing::Args),
     /// Show the configuration, its schema and its reference
     #[command(subcommand)]
     Config(config::Command),
@@ -88,6 +101,10 @@ impl Cli {
     /// Runs the command.
     pub async fn run(self) -> Result<ExitCode> {
         match self.command {
+            Command::Run => run::run(&self.global).await,
+            Command::Tail(args) => tail::run(args, &self.global).await,
+            Command::Lag(args) => lag::run(args, &self.global).await,
+            Command::Missing(args) => missing::run(args, &self.global).await,
             Command::Config(command) => config::run(command, &self.global).await,
             Command::Source(command) => source::run(command, &self.global).await,
             Command::Completions(args) => completions::run(args).await,

@@ -5,15 +5,18 @@ use std::{process::ExitCode, sync::Arc, time::Duration};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info};
 
+use super::{Global, log};
 use crate::{
     api::Listener,
-    config::Config,
     error::{Class, Classify, Error, Result},
     runtime::{State, Walrace},
 };
 
 /// Runs until SIGTERM or SIGINT; a second one ends it at once.
-pub async fn run(config: Config) -> Result<ExitCode> {
+pub async fn run(global: &Global) -> Result<ExitCode> {
+    let config = global.load()?;
+    log::start(&config.log)?;
+    config.create_directories()?;
     let data_dir = config.data_dir.clone();
     let listener = match config.http.listen.as_str() {
         "" => None,

@@ -2,7 +2,7 @@
 
 use std::{io::IsTerminal, process::ExitCode};
 
-use super::instance::Instance;
+use super::{Global, instance::Instance};
 use crate::{
     config::Config,
     error::{Error, Result},
@@ -31,7 +31,8 @@ pub struct Args {
 }
 
 /// Copies the stream to stdout until it ends, the pipe closes or Ctrl-C.
-pub async fn run(args: Args, config: &Config) -> Result<ExitCode> {
+pub async fn run(args: Args, global: &Global) -> Result<ExitCode> {
+    let config = &global.load()?;
     let source = only_source(config, args.source.as_deref())?;
     let instance = Instance::find(config).await?;
     let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();

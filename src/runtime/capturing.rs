@@ -21,7 +21,7 @@ use crate::{
     error::{Class, Error, Result},
     journal::Journal,
     pipeline,
-    source::{self, Known, Stats},
+    source::{self, Known, postgres::Stats},
 };
 
 const RECONNECT_MIN: Duration = Duration::from_millis(200);
@@ -123,7 +123,11 @@ impl Capturing {
 
     async fn attempt(&self, stop: &CancellationToken) -> Result<()> {
         self.journal.abandon().await?;
-        let known = Known { progress: self.journal.progress(), origin: self.journal.origin() };
+        let known = Known {
+            progress: self.journal.progress(),
+            origin: self.journal.origin(),
+            has_changes: self.journal.end() > 0,
+        };
         let opened = tokio::select! {
             () = stop.cancelled() => return Ok(()),
             opened = source::open(&self.name, &self.config, known) => opened?,
@@ -162,8 +166,8 @@ impl Capturing {
 
     pub(super) fn status(&self) -> SourceStatus {
         let stats = self.stats.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let server = stats.as_ref().map(|stats| stats.server_lsn());
-        let confirmed = stats.as_ref().map(|stats| stats.confirmed_lsn());
+        let server = stats.as_ref().map(|stats| Lsn(stats.server_end.load(Relaxed)));
+        let confirmed = stats.as_ref().map(|stats| Lsn(stats.confirmed.load(Relaxed)));
         let retained = self.retained_wal_bytes.load(Relaxed);
         let (state, since) = self.part.state();
         let journal = self.journal.info();

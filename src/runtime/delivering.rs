@@ -75,6 +75,9 @@ impl Delivering {
         let cursor = match &self.config.from {
             From::Start => self.journal.start(),
             From::Now => self.journal.end(),
+            From::Offset(offset) => *offset,
+            From::Time(time) => self.journal.offset_at(*time)?,
+            From::Token(token) => self.journal.resolve(&token.parse()?)?,
         };
         let lineage = self.journal.lineage();
         let progress = Progress { lineage, epoch: 1, cursor, retry_seq: 0 };

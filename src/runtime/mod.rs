@@ -58,8 +58,7 @@ impl Walrace {
     /// what they meet later shows in `status`.
     pub async fn start(config: Config) -> Result<Arc<Self>> {
         let data_dir = config.data_dir.clone();
-        std::fs::create_dir_all(&data_dir)
-            .class(Class::Config, || format!("cannot create data_dir {}", data_dir.display()))?;
+        config.create_directories()?;
         let catalog = Catalog::open(&data_dir).await?;
         let queues = sink::Queues::default();
         let mut sources = BTreeMap::new();
@@ -73,12 +72,12 @@ impl Walrace {
         for (name, sink) in &config.sink {
             let mut sink = sink.clone();
             sink.batch_bytes_max = sink.batch_bytes_max.min(bytes_max);
-            let source = config.source_of(name)?;
-            let journal = source_of(&sources, source)?.journal.clone();
+            let source = config.source_of(&sink).to_owned();
+            let journal = source_of(&sources, &source)?.journal.clone();
             let context = sink::Context {
                 disk: RealDisk::shared(),
                 lineage: journal.lineage(),
-                source: source.to_owned(),
+                source,
                 queues: queues.clone(),
             };
             let delivering = Delivering::new(name, sink, (journal, catalog.clone()), context);
