@@ -83,6 +83,28 @@ impl fmt::Display for Position {
     }
 }
 
+/// The database that a journal is filled from: it is compared on every connect.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// PostgreSQL's system identifier, as text.
+    pub system: String,
+    /// The database's name.
+    pub database: String,
+    /// The replication slot.
+    pub slot: String,
+}
+
+/// Why a journal may lack a range of the source's history.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gap {
+    /// The last position that the journal has for certain.
+    pub from: Position,
+    /// Where it goes on.
+    pub to: Position,
+    /// What happened, for people.
+    pub reason: String,
+}
+
 /// The transaction of a change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Transaction {

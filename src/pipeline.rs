@@ -23,8 +23,7 @@ use crate::{
     error::{Class, Error, Result},
     failpoint,
     journal::{Journal, Limits, Reader},
-    metrics::SinkStats,
-    sink::{Outcome, Progress, Sink, Written},
+    sink::{Outcome, Progress, Sink, SinkStats, Written},
     source::Source,
     transform::Filter,
 };

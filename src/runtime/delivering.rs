@@ -21,9 +21,8 @@ use crate::{
     config::{self, From},
     error::{Error, Result},
     journal::{Journal, Limits},
-    metrics::SinkStats,
     pipeline::{self, Cut, Delivery},
-    sink::{self, Progress, Sink},
+    sink::{self, Progress, Sink, SinkStats},
     transform::Filter,
 };
 

@@ -6,7 +6,7 @@ use super::part::State;
 use crate::{
     change::{Lsn, Timestamp},
     journal::Info,
-    metrics::Totals,
+    sink::Totals,
 };
 
 /// The whole process.
