@@ -1,0 +1,73 @@
+# `make` alone lists what there is. CI runs `make check`, and nothing else.
+.DEFAULT_GOAL := help
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+
+# Tools that scripts/install.sh built are found before those of the machine.
+TOOLS = . scripts/environment.sh;
+NEXTEST = $(TOOLS) cargo nextest run --locked --features failpoints
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: ## watch changes of a private PostgreSQL arrive (Ctrl-C ends it and prints the proof)
+	@scripts/install.sh demo
+	cargo run --release --locked -- demo $(if $(SECONDS_MAX),--seconds $(SECONDS_MAX))
+
+.PHONY: test
+test: install-test ## all tests, against real servers, with 10 seeded kills
+	$(NEXTEST)
+
+.PHONY: check
+check: lint deny test ## exactly what CI runs: format, lints, tests, tidy, dependencies
+
+.PHONY: lint
+lint: ## formatting and clippy, warnings are errors
+	cargo fmt --check
+	cargo clippy --locked --all-targets --features failpoints -- -D warnings
+
+# The advisory database is fetched from GitHub, so it is a target of its own: CI has no way there.
+.PHONY: deny
+deny: install-test ## licences, banned crates and sources of the dependencies
+	$(TOOLS) cargo deny --locked check bans licenses sources
+
+.PHONY: advisories
+advisories: install-test ## known vulnerabilities of the dependencies (fetches the database)
+	$(TOOLS) cargo deny --locked check advisories
+
+.PHONY: tidy
+tidy: ## the rules of tests/tidy.rs alone: layers, sizes, links
+	cargo test --locked --test tidy
+
+.PHONY: chaos
+chaos: install-test ## 100 kills at random moments; none lost, none twice, none out of order
+	WALRACE_CHAOS_KILLS=$${WALRACE_CHAOS_KILLS:-100} $(NEXTEST) --profile chaos -E 'test(/chaos/)'
+
+.PHONY: test-matrix
+test-matrix: install-test ## the tests against the oldest, Debian's and the newest PostgreSQL
+	for version in 14 15 18; do WALRACE_PG_VERSION=$$version $(NEXTEST) --test it; done
+
+.PHONY: bench
+bench: ## ratios to pg_recvlogical; writes the table into bench/README.md (BENCH='--rows 100000')
+	@scripts/install.sh bench
+	cargo build --release --locked
+	python3 bench/run.py $(BENCH)
+
+.PHONY: fmt
+fmt: ## format the code
+	cargo fmt
+
+.PHONY: fuzz
+fuzz: ## fuzz every parser of foreign bytes, FUZZ_SECONDS each (needs nightly and cargo-fuzz)
+	cd fuzz && for target in $$(cargo +nightly fuzz list); do \
+	    cargo +nightly fuzz run $$target -- -max_total_time=$${FUZZ_SECONDS:-60}; done
+
+.PHONY: clean
+clean: ## remove what was built (not what was installed)
+	cargo clean
+
+.PHONY: install-test
+install-test:
+	@scripts/install.sh test

@@ -1,0 +1,30 @@
+//! What the tests stand on: real servers, a real binary, and things that break on purpose.
+//!
+//! - [`Cluster`]: a real PostgreSQL of a given version, in a folder of its own.
+//! - [`Server`]: the real `walrace` binary as a child.
+//! - [`Recorder`]: an HTTP target that remembers what arrived and fails as a test asks.
+//! - [`FileRecorder`]: what the file sink wrote.
+//! - [`Proxy`]: a TCP connection that slows, stalls and breaks.
+//! - [`Ledger`]: a random workload whose outcome can be checked, row for row.
+//! - [`Scratch`]: a folder that takes the processes started in it along when it goes.
+#![allow(dead_code, unused_imports, reason = "not every test takes every tool")]
+
+mod cluster;
+mod ledger;
+mod proxy;
+mod recorder;
+mod replay;
+mod scratch;
+mod server;
+mod wait;
+
+mod self_test;
+
+pub(crate) use cluster::{Cluster, Session, Setup, Snapshot, Stop};
+pub(crate) use ledger::{Ledger, Load, Pace};
+pub(crate) use proxy::Proxy;
+pub(crate) use recorder::{Answer, FileRecorder, Recorder, Request};
+pub(crate) use replay::{Delivery, Report, State, check};
+pub(crate) use scratch::Scratch;
+pub(crate) use server::{Server, http_client, source_toml};
+pub(crate) use wait::wait_for;

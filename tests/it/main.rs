@@ -1,0 +1,13 @@
+//! Walrace through its public surface, against real servers. One binary; `kit` is what the tests
+//! stand on.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::cast_possible_truncation,
+    reason = "a test that meets the unexpected fails at once, and says where"
+)]
+
+mod kit;
