@@ -11,3 +11,7 @@
 )]
 
 mod kit;
+mod source;
+mod source_history;
+mod source_login;
+mod source_tables;
