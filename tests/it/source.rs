@@ -130,7 +130,10 @@ async fn every_operation_arrives_with_its_transaction() {
     assert_eq!(closes, [false, false, false, false, true]);
     assert!(changes.iter().all(|c| c.transaction == changes[0].transaction));
     assert_eq!(after(&changes[1]), ["2", "null"]);
-    assert_eq!((after(&changes[2]), before(&changes[2]).0), (vec!["1".into(), "b".into()], "nothing"));
+    assert_eq!(
+        (after(&changes[2]), before(&changes[2]).0),
+        (vec!["1".into(), "b".into()], "nothing")
+    );
     assert_eq!(before(&changes[3]), ("key", vec!["2".into(), "null".into()]));
     assert_eq!(before(&changes[4]), ("key", vec!["1".into(), "null".into()]));
     let age = walrace::change::Timestamp::now().0 - changes[0].transaction.commit_time.0;
@@ -149,9 +152,11 @@ async fn each_replica_identity_gives_its_own_old_row() {
         .await;
     let mut reading = Reading::begin(&cluster).await;
     cluster
-        .sql("begin; insert into f values (1, 'x', 'y'); insert into i values (1, 'c', 'y');
+        .sql(
+            "begin; insert into f values (1, 'x', 'y'); insert into i values (1, 'c', 'y');
               update f set a = 'z'; delete from f; update i set b = 'n'; update i set code = 'd';
-              delete from i; commit")
+              delete from i; commit",
+        )
         .await;
     let changes = reading.take(7).await;
     let old: Vec<_> = changes.iter().map(before).collect();
@@ -172,9 +177,11 @@ async fn each_replica_identity_gives_its_own_old_row() {
 async fn an_unchanged_toast_value_is_never_null_and_is_completed_under_full() {
     let cluster = Cluster::start().await;
     cluster
-        .sql("create table t (id int primary key, long text, n int);
+        .sql(
+            "create table t (id int primary key, long text, n int);
               alter table t alter long set storage external;
-              create table f (like t including all); alter table f replica identity full")
+              create table f (like t including all); alter table f replica identity full",
+        )
         .await;
     let mut reading = Reading::begin(&cluster).await;
     for table in ["t", "f"] {
@@ -183,7 +190,10 @@ async fn an_unchanged_toast_value_is_never_null_and_is_completed_under_full() {
     let changes = reading.take(6).await;
     assert_eq!(after(&changes[1]), ["1", "unchanged", "1"]);
     assert_eq!(after(&changes[2]), ["1", "null", "1"]);
-    assert_eq!(after(&changes[4]), after(&changes[3]).iter().take(2).cloned().chain(["1".into()]).collect::<Vec<_>>());
+    assert_eq!(
+        after(&changes[4]),
+        after(&changes[3]).iter().take(2).cloned().chain(["1".into()]).collect::<Vec<_>>()
+    );
     assert_eq!(after(&changes[4])[1].len(), 400 * 32);
     assert_eq!(after(&changes[5]), ["1", "null", "1"]);
 }
@@ -196,7 +206,8 @@ async fn a_truncate_names_each_of_its_tables() {
     cluster.sql("insert into a values (1); truncate a, b").await;
     let changes = reading.take(3).await;
     assert_eq!(ops(&changes), [Op::Insert, Op::Truncate, Op::Truncate]);
-    let mut names: Vec<_> = changes[1..].iter().map(|c| c.table.as_ref().unwrap().full_name()).collect();
+    let mut names: Vec<_> =
+        changes[1..].iter().map(|c| c.table.as_ref().unwrap().full_name()).collect();
     names.sort();
     assert_eq!(names, ["public.a", "public.b"]);
     assert_eq!((changes[1].closes_transaction, changes[2].closes_transaction), (false, true));
@@ -214,7 +225,8 @@ async fn logical_messages_are_changes_inside_and_outside_transactions() {
     cluster.sql("begin; select pg_logical_emit_message(true, 'gone', 'x'); rollback; insert into t values (2)").await;
     let changes = reading.take(4).await;
     assert_eq!(ops(&changes), [Op::Insert, Op::Message, Op::Message, Op::Insert]);
-    let (inside, outside) = (changes[1].message.as_ref().unwrap(), changes[2].message.as_ref().unwrap());
+    let (inside, outside) =
+        (changes[1].message.as_ref().unwrap(), changes[2].message.as_ref().unwrap());
     assert_eq!((inside.prefix.as_str(), &inside.content[..]), ("in", &b"\0\xff"[..]));
     assert!(inside.transactional && !outside.transactional);
     assert_eq!((changes[1].index, changes[1].closes_transaction), (1, true));
@@ -230,10 +242,12 @@ async fn what_was_rolled_back_leaves_no_trace_and_no_hole() {
     cluster.sql("create table t (id int primary key)").await;
     let mut reading = Reading::begin(&cluster).await;
     cluster
-        .sql("begin; insert into t values (1); rollback;
+        .sql(
+            "begin; insert into t values (1); rollback;
               begin; insert into t values (2); savepoint s; insert into t values (3);
               rollback to s; insert into t values (4); savepoint r; insert into t values (5);
-              release r; commit")
+              release r; commit",
+        )
         .await;
     let changes = reading.take(3).await;
     let rows: Vec<_> = changes.iter().map(|c| (c.index, after(c)[0].clone())).collect();
@@ -247,11 +261,14 @@ async fn a_transaction_larger_than_the_queue_comes_in_pieces_and_closes_once() {
     let mut reading = Reading::begin(&cluster).await;
     let rows = 60_000;
     cluster
-        .sql(&format!("insert into t select i, repeat('x', 1000) from generate_series(1, {rows}) i"))
+        .sql(&format!(
+            "insert into t select i, repeat('x', 1000) from generate_series(1, {rows}) i"
+        ))
         .await;
     let (mut count, mut closed, mut pieces) = (0u32, 0, 0);
     while closed == 0 {
-        let batch = tokio::time::timeout(PATIENCE, reading.opened.source.next()).await.unwrap().unwrap();
+        let batch =
+            tokio::time::timeout(PATIENCE, reading.opened.source.next()).await.unwrap().unwrap();
         assert!(batch.bytes() < 6 << 20, "a batch of {} bytes", batch.bytes());
         for change in &batch.changes {
             assert_eq!(change.index, count);
@@ -330,7 +347,9 @@ async fn a_consumer_that_stalls_does_not_lose_its_connection() {
     let mut reading = Reading::begin(&cluster).await;
     let rows = 40_000;
     cluster
-        .sql(&format!("insert into t select i, repeat('x', 1000) from generate_series(1, {rows}) i"))
+        .sql(&format!(
+            "insert into t select i, repeat('x', 1000) from generate_series(1, {rows}) i"
+        ))
         .await;
     // It is the point of this test that time passes.
     tokio::time::sleep(Duration::from_secs(6)).await;
@@ -385,7 +404,10 @@ async fn types_are_described_to_their_ground() {
     assert!(matches!(&fields[1].1.kind, TypeKind::Array { element, .. } if element.oid == 25));
     assert_eq!(kinds[3], &TypeKind::Range);
     assert!(matches!(kinds[4], TypeKind::Array { delimiter: ';', .. }));
-    assert_eq!((table.columns[5].ty.name.as_str(), table.columns[5].ty.modifier), ("character varying", 16));
+    assert_eq!(
+        (table.columns[5].ty.name.as_str(), table.columns[5].ty.modifier),
+        ("character varying", 16)
+    );
     assert_eq!(kinds[6], &TypeKind::Base);
     assert_eq!(table.columns[0].name, "Id ");
     assert_eq!(after(&changes[0])[2], "(3,{x})");
