@@ -14,3 +14,7 @@ mod capture;
 mod chaos;
 mod kit;
 mod operation;
+mod source;
+mod source_history;
+mod source_login;
+mod source_tables;

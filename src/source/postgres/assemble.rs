@@ -61,7 +61,12 @@ impl Assembler {
     }
 
     /// Takes one message of `size` wire bytes.
-    pub(super) fn accept(&mut self, message: Message, size: usize, resolve: Resolve<'_>) -> Result<()> {
+    pub(super) fn accept(
+        &mut self,
+        message: Message,
+        size: usize,
+        resolve: Resolve<'_>,
+    ) -> Result<()> {
         match message {
             Message::Begin { commit_lsn, commit_time, xid } => {
                 if self.open.is_some() {
@@ -81,18 +86,19 @@ impl Assembler {
                 }
             }
             Message::Insert { relation, after } => {
-                self.push(size, Op::Insert, relation, Before::Nothing, Some(after))?;
+                let rows = (Before::Nothing, Some(after));
+                self.push(size, Op::Insert, relation, rows)?;
             }
             Message::Update { relation, before, after } => {
                 let after = complete(&before, after);
-                self.push(size, Op::Update, relation, before, Some(after))?;
+                self.push(size, Op::Update, relation, (before, Some(after)))?;
             }
             Message::Delete { relation, before } => {
-                self.push(size, Op::Delete, relation, before, None)?;
+                self.push(size, Op::Delete, relation, (before, None))?;
             }
             Message::Truncate { relations } => {
                 for relation in relations {
-                    self.push(size, Op::Truncate, relation, Before::Nothing, None)?;
+                    self.push(size, Op::Truncate, relation, (Before::Nothing, None))?;
                 }
             }
             Message::Logical { transactional, lsn, prefix, content } => {
@@ -176,8 +182,7 @@ impl Assembler {
         size: usize,
         op: Op,
         relation: u32,
-        before: Before,
-        after: Option<Row>,
+        (before, after): (Before, Option<Row>),
     ) -> Result<()> {
         let table = self.table(relation)?;
         let columns = table.columns.len();

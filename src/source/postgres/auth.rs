@@ -32,11 +32,7 @@ const SETTINGS: [(&str, &str); 8] = [
 ];
 
 /// Sends the startup message, authenticates, and waits until the server is ready.
-pub(super) fn start(
-    client: &mut Client,
-    target: &Target,
-    purpose: Purpose,
-) -> std::result::Result<(), Failure> {
+pub(super) fn start(client: &mut Client, target: &Target, purpose: Purpose) -> Result<(), Failure> {
     let mut parameters = vec![
         ("user", target.user.as_str()),
         ("database", target.database.as_str()),
@@ -61,11 +57,7 @@ pub(super) fn start(
     }
 }
 
-fn authenticate(
-    client: &mut Client,
-    target: &Target,
-    body: &[u8],
-) -> std::result::Result<(), Failure> {
+fn authenticate(client: &mut Client, target: &Target, body: &[u8]) -> Result<(), Failure> {
     let (code, rest) = body.split_first_chunk::<4>().ok_or_else(|| unexpected(b'R'))?;
     match u32::from_be_bytes(*code) {
         0 => Ok(()),
@@ -84,7 +76,7 @@ fn authenticate(
     }
 }
 
-fn password(target: &Target) -> std::result::Result<&str, Failure> {
+fn password(target: &Target) -> Result<&str, Failure> {
     target.password.as_ref().map(|secret| secret.expose()).ok_or_else(|| {
         Error::config(format!("the server asks for the password of `{}`", target.user))
             .remedy("write it into the source's url, or set PGPASSWORD")
@@ -92,14 +84,14 @@ fn password(target: &Target) -> std::result::Result<&str, Failure> {
     })
 }
 
-fn answer(client: &mut Client, secret: &[u8]) -> std::result::Result<(), Failure> {
+fn answer(client: &mut Client, secret: &[u8]) -> Result<(), Failure> {
     let mut out = BytesMut::new();
     frontend::password_message(secret, &mut out)?;
     Ok(client.send(&out)?)
 }
 
 /// SCRAM-SHA-256, bound to the TLS channel where the server offers it (RFC 5802, RFC 7677).
-fn scram(client: &mut Client, target: &Target, offered: &[u8]) -> std::result::Result<(), Failure> {
+fn scram(client: &mut Client, target: &Target, offered: &[u8]) -> Result<(), Failure> {
     let offers = |name: &str| offered.split(|byte| *byte == 0).any(|o| o == name.as_bytes());
     let bound = match client.server_certificate() {
         Some(certificate) if offers(SCRAM_SHA_256_PLUS) => tls::end_point(&certificate),
@@ -128,7 +120,7 @@ fn scram(client: &mut Client, target: &Target, offered: &[u8]) -> std::result::R
     Ok(())
 }
 
-fn challenge(client: &mut Client, expected: u32) -> std::result::Result<Vec<u8>, Failure> {
+fn challenge(client: &mut Client, expected: u32) -> Result<Vec<u8>, Failure> {
     match client.receive()? {
         (b'R', body) => match body.split_first_chunk::<4>() {
             Some((code, rest)) if u32::from_be_bytes(*code) == expected => Ok(rest.to_vec()),

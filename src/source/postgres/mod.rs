@@ -25,7 +25,9 @@ mod auth;
 mod catalog;
 mod checks;
 mod failure;
+mod operate;
 pub mod pgoutput;
+mod preflight;
 mod publication;
 mod settings;
 mod slot;
@@ -35,6 +37,11 @@ mod tls;
 mod url;
 mod wire;
 
+pub use operate::{
+    InspectedTable, Inspection, PublicationStatus, SlotStatus, Status, create, drop, inspect,
+    status,
+};
+pub use preflight::{Finding, Level, preflight};
 pub use publication::selects;
 pub use stats::Stats;
 
@@ -72,7 +79,7 @@ impl Drop for Postgres {
         if let Some(reader) = self.reader.take() {
             let _ = reader.join();
         }
-        drop(self.reconciler.take());
+        self.reconciler = None;
     }
 }
 
@@ -206,7 +213,7 @@ impl Drop for Reconciler {
         *stopped.lock().unwrap_or_else(PoisonError::into_inner) = true;
         wake.notify_all();
         // It may be in the middle of a statement, which nobody has to wait for.
-        drop(self.thread.take());
+        self.thread = None;
     }
 }
 

@@ -176,6 +176,16 @@ pub(super) fn read(client: &mut Client, name: &str) -> Result<Option<Publication
     }))
 }
 
+/// The tables that a publication publishes, however it names them, as `schema.table`, sorted.
+pub(super) fn published(client: &mut Client, name: &str) -> Result<Vec<String>> {
+    let rows = client.query(&format!(
+        "select schemaname || '.' || tablename from pg_publication_tables
+         where pubname = {} order by 1",
+        quote_text(name)
+    ))?;
+    rows.into_iter().map(|row| Cells(row.into_iter()).text()).collect()
+}
+
 /// What the two publications should hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Wanted {

@@ -96,6 +96,18 @@ pub(super) fn drop(client: &mut Client, name: &str) -> Result<()> {
 
 /// That the slot is one that Walrace can read, and that nobody else reads it now.
 pub(super) fn check(slot: &Slot, name: &str, database: &str) -> Result<()> {
+    check_kind(slot, name, database)?;
+    match slot.active_pid {
+        Some(pid) => Err(Error::retry(format!(
+            "the slot `{name}` is read by another process (pid {pid} of the server)"
+        ))
+        .remedy("stop the other reader; one slot serves one Walrace")),
+        None => Ok(()),
+    }
+}
+
+/// That the slot is one that Walrace can read.
+pub(super) fn check_kind(slot: &Slot, name: &str, database: &str) -> Result<()> {
     let wrong = |what: String| {
         Err(Error::config(format!("the slot `{name}` {what}"))
             .remedy("name another one by `slot` in this source, or drop it"))
@@ -122,11 +134,5 @@ pub(super) fn check(slot: &Slot, name: &str, database: &str) -> Result<()> {
              gap; to keep more log, raise max_slot_wal_keep_size",
         ));
     }
-    match slot.active_pid {
-        Some(pid) => Err(Error::retry(format!(
-            "the slot `{name}` is read by another process (pid {pid} of the server)"
-        ))
-        .remedy("stop the other reader; one slot serves one Walrace")),
-        None => Ok(()),
-    }
+    Ok(())
 }

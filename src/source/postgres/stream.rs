@@ -339,13 +339,13 @@ impl Reader {
     fn hand_over(&mut self) {
         self.held_since = None;
         let idle_due = self.last_idle.is_none_or(|last| last.elapsed() >= IDLE_INTERVAL);
-        if self.assembler.has_closed() || (self.assembler.has_moved() && idle_due) {
-            if let Some(batch) = self.assembler.take_closed() {
-                if batch.changes.is_empty() {
-                    self.last_idle = Some(Instant::now());
-                }
-                self.put(batch);
+        if (self.assembler.has_closed() || (self.assembler.has_moved() && idle_due))
+            && let Some(batch) = self.assembler.take_closed()
+        {
+            if batch.changes.is_empty() {
+                self.last_idle = Some(Instant::now());
             }
+            self.put(batch);
         }
         if self.assembler.bytes() >= OPEN_BYTES_MAX
             && let Some(batch) = self.assembler.take_open()
