@@ -6,11 +6,14 @@ use std::{
     fs,
     io::{self, Write as _},
     path::{Path, PathBuf},
+    process::ExitCode,
 };
 
+use super::print;
 use crate::{
-    config::escape,
+    config::{Secret, escape},
     error::{Class, Classify, Error, Result},
+    source::postgres::{InspectedTable, inspect},
 };
 
 /// More tables than this are counted, not listed.
@@ -45,6 +48,19 @@ pub struct Found {
     pub name: String,
     /// Whether updates and deletes can name the row: it has a replica identity.
     pub has_identity: bool,
+}
+
+/// Looks at the database, writes the file and says what to do next.
+pub async fn run(args: Args) -> Result<ExitCode> {
+    let inspection = inspect(&Secret::new(args.url.as_str())).await?;
+    let found = |table: InspectedTable| Found {
+        schema: table.schema,
+        name: table.name,
+        has_identity: table.has_identity,
+    };
+    let tables: Vec<Found> = inspection.tables.into_iter().map(found).collect();
+    print(&write(&args, &tables)?)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Writes the file, durably, and returns what to do next.

