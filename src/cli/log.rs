@@ -35,3 +35,24 @@ pub(crate) fn level_of(verbose: u8) -> Option<&'static str> {
         _ => Some("trace"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_v_asks_for_more_and_all_are_filters() {
+        assert_eq!(level_of(0), None);
+        for level in [1, 2, 3, 9].map(level_of) {
+            EnvFilter::builder().parse(level.unwrap()).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_filter_that_cannot_be_read_is_named() {
+        let log = Log { level: Some("walrace=loud".into()), ..Log::default() };
+        let error = start(&log).unwrap_err();
+        assert_eq!(error.class(), Class::Config);
+        assert!(error.to_string().contains("walrace=loud"), "{error}");
+    }
+}

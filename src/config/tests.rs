@@ -115,6 +115,7 @@ const FAULTS: &[Fault] = &[
     ("cdc capacity 0", "[cdc]\nqueue_capacity = 0", &[]),
     ("cdc batch negative", "[cdc]\nbatch_size = -1", &[]),
     ("cdc webhook", "[cdc]\nemitter = \"webhook\"", &[]),
+    ("two homes for dead letters", "dlq_path = \"/a\"\n[cdc]\ndlq_path = \"/b\"", &[]),
     ("cdc twice", "[cdc]\n[sink.cdc]\nkind = \"stdout\"", &[]),
 ];
 
