@@ -1,0 +1,6 @@
+//! What Walrace does, through its public surface.
+
+mod journal;
+mod journal_damage;
+mod journal_power_cut;
+mod kit;
