@@ -83,6 +83,28 @@ impl fmt::Display for Position {
     }
 }
 
+/// The database that a journal is filled from: it is compared on every connect.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// PostgreSQL's system identifier, as text.
+    pub system: String,
+    /// The database's name.
+    pub database: String,
+    /// The replication slot.
+    pub slot: String,
+}
+
+/// Why a journal may lack a range of the source's history.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gap {
+    /// The last position that the journal has for certain.
+    pub from: Position,
+    /// Where it goes on.
+    pub to: Position,
+    /// What happened, for people.
+    pub reason: String,
+}
+
 /// The transaction of a change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Transaction {
@@ -139,6 +161,17 @@ impl Op {
             Op::Truncate => "truncate",
             Op::Message => "message",
         }
+    }
+}
+
+impl FromStr for Op {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|op| op.word() == text).ok_or_else(|| {
+            let words = Self::ALL.map(Self::word).join(", ");
+            Error::config(format!("`{text}` is no operation")).remedy(format!("one of: {words}"))
+        })
     }
 }
 

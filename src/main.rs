@@ -1,3 +1,24 @@
 //! The `walrace` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+use walrace::{
+    cli::{self, Cli},
+    error::{Class, Classify, Error, Result},
+};
+
+fn main() -> ExitCode {
+    run(Cli::parse()).unwrap_or_else(|error| cli::report(&error))
+}
+
+fn run(cli: Cli) -> Result<ExitCode> {
+    rustls::crypto::ring::default_provider()
+        .install_default()
+        .map_err(|_| Error::bug("a TLS provider was installed before main"))?;
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .class(Class::Retry, || "cannot start the runtime")?
+        .block_on(cli.run())
+}

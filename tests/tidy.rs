@@ -25,7 +25,6 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("schema", &["error"]),
     ("change", &["error", "schema"]),
     ("config", &["error", "change", "schema"]),
-    ("metrics", &["error", "change", "config", "runtime"]),
     ("source", &["WORDS"]),
     ("journal", &["WORDS"]),
     ("transform", &["WORDS"]),
@@ -49,6 +48,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "job",
         ],
     ),
+    ("metrics", &["WORDS", "runtime", "sink"]),
 ];
 
 #[test]

@@ -1,18 +1,48 @@
-//! The configuration: one TOML file, one struct tree; reference, schema and `--help` come from it.
+//! The configuration: one TOML file, one struct tree; checks, reference, schema and the names of
+//! environment variables all come from the docs and types of these structs.
+//!
+//! ```text
+//! text ─ document ─ environment ─ read (by shape) ─ serde ─ cdc ─ validate ─► Config
+//! ```
 
 use std::{collections::BTreeMap, path::PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{change::Op, error::Result};
+use crate::change::Op;
+
+mod cdc;
+mod document;
+mod environment;
+mod from;
+mod interpolate;
+mod load;
+mod read;
+mod reference;
+mod secret;
+mod shape;
+#[cfg(test)]
+mod tests;
+mod validate;
+
+pub(crate) use self::interpolate::escape;
+pub use self::{
+    cdc::{Cdc, Emitter},
+    environment::Environment,
+    from::From,
+    secret::Secret,
+};
 
 /// `walrace.toml`.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Journals, spool and catalog: one directory to back up or delete.
     pub data_dir: PathBuf,
+    /// The directory of dead letters; by default `dead-letters` in `data_dir`.
+    #[schemars(example = "/var/lib/walrace/dead-letters")]
+    pub dlq_path: Option<PathBuf>,
     /// The databases that are captured, by name.
     pub source: BTreeMap<String, Source>,
     /// The destinations, by name.
@@ -23,10 +53,13 @@ pub struct Config {
     pub http: Http,
     /// What is logged, and how.
     pub log: Log,
+    /// One emitter in five keys: a shorthand for a sink named `cdc`, which it becomes on loading.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cdc: Option<Cdc>,
 }
 
 /// A database that is captured.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Source {
     /// PostgreSQL 14 to 18, by logical replication.
@@ -34,20 +67,24 @@ pub enum Source {
 }
 
 /// A PostgreSQL source.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Postgres {
     /// `postgres://user:password@host:port/database?sslmode=verify-full&sslrootcert=ca.pem`; `host`
-    /// may be a directory (`?host=/run/postgresql`) for a unix socket.
+    /// may be a directory (`?host=/run/postgresql`) for a unix socket. What `${...}` puts into user
+    /// and password is percent-encoded for you.
+    #[schemars(example = "postgres://walrace:${PGPASSWORD}@localhost:5432/app")]
     pub url: Secret,
     /// Which tables: globs over `schema.table`; a leading `!` takes away. Empty: every table.
     #[serde(default)]
     pub tables: Vec<String>,
     /// The replication slot; by default `walrace_<source>`. One that exists is adopted.
     #[serde(default)]
+    #[schemars(example = &"walrace_app")]
     pub slot: Option<String>,
     /// The publication; by default `walrace_<source>`. One that exists is adopted.
     #[serde(default)]
+    #[schemars(example = &"walrace_app")]
     pub publication: Option<String>,
     /// The decoder on the server.
     #[serde(default)]
@@ -63,7 +100,31 @@ pub struct Postgres {
     pub create: bool,
     /// How often the table globs are compared with the tables that exist, in milliseconds.
     #[serde(default = "reconcile_ms")]
+    #[schemars(range(min = 1))]
     pub reconcile_ms: u64,
+    /// Writes a logical message this often, in milliseconds, so that a quiet database beside busy
+    /// ones does not hold their log. Not set: never.
+    #[serde(default)]
+    #[schemars(range(min = 1), example = 60_000)]
+    pub heartbeat_ms: Option<u64>,
+    /// When the server keeps more log than this for our slot, `wal_retained_policy` says what
+    /// happens. 0: no limit.
+    #[serde(default)]
+    pub wal_retained_bytes_max: u64,
+    /// What happens at `wal_retained_bytes_max`.
+    #[serde(default)]
+    pub wal_retained_policy: WalRetainedPolicy,
+}
+
+/// What happens when the server keeps more log for our slot than it should.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum WalRetainedPolicy {
+    /// Say so in the log, the metrics and the readiness.
+    #[default]
+    Alert,
+    /// Drop the slot to save the primary, and record the gap.
+    DropSlot,
 }
 
 /// The logical decoding plugin of a slot.
@@ -88,10 +149,12 @@ pub enum WithoutIdentity {
 }
 
 /// A destination: what all kinds share, and what its kind adds.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("unevaluatedProperties" = false))]
 pub struct Sink {
     /// The source that it reads; needed only where there are several.
     #[serde(default)]
+    #[schemars(example = &"app")]
     pub source: Option<String>,
     /// Which tables: globs over `schema.table`; a leading `!` takes away. Empty: every table.
     #[serde(default)]
@@ -99,11 +162,14 @@ pub struct Sink {
     /// Which schemas, by exact name. Empty: all.
     #[serde(default)]
     pub schemas: Vec<String>,
-    /// Which operations. Empty: all. `read` always passes unless the list is without it and
-    /// `reads = false`.
+    /// Which operations. Empty: all. It does not remove the rows of backfills; `reads` does.
     #[serde(default)]
     pub operations: Vec<Op>,
-    /// Where a new sink starts.
+    /// Whether the rows of backfills (`read`) pass.
+    #[serde(default = "yes")]
+    pub reads: bool,
+    /// Where a new sink starts: `start` (with the oldest change of the journal), `now`, an offset, a
+    /// time such as `2026-04-06T09:14:22Z`, or a resume token.
     #[serde(default)]
     pub from: From,
     /// How a change is written.
@@ -111,9 +177,11 @@ pub struct Sink {
     pub format: Format,
     /// A batch has at most this many changes.
     #[serde(default = "batch_changes_max")]
+    #[schemars(range(min = 1))]
     pub batch_changes_max: usize,
     /// A batch has at most this many bytes of rows, or a single change.
     #[serde(default = "batch_bytes_max")]
+    #[schemars(range(min = 1))]
     pub batch_bytes_max: usize,
     /// A batch that is not full waits this long for more, in milliseconds.
     #[serde(default)]
@@ -121,27 +189,21 @@ pub struct Sink {
     /// The first wait after a failure, in milliseconds; it doubles, with jitter, up to
     /// `retry_ms_max`.
     #[serde(default = "retry_ms_min")]
+    #[schemars(range(min = 1))]
     pub retry_ms_min: u64,
     /// The longest wait after a failure, in milliseconds.
     #[serde(default = "retry_ms_max")]
+    #[schemars(range(min = 1))]
     pub retry_ms_max: u64,
-    /// `always`: the journal never drops what this sink has not read, whatever its size.
+    /// What the journal keeps for this sink when its disk runs short.
     #[serde(default)]
     pub retain: Retain,
+    /// A paused sink stops holding the journal once it is this far behind. 0: no limit.
+    #[serde(default)]
+    pub hold_bytes_max: u64,
     /// The kind of target and its options.
     #[serde(flatten)]
     pub kind: SinkKind,
-}
-
-/// Where a new sink starts.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum From {
-    /// With the oldest change of the journal.
-    #[default]
-    Start,
-    /// With the next change that is committed.
-    Now,
 }
 
 /// How a change is written.
@@ -168,7 +230,7 @@ pub enum Retain {
 }
 
 /// The kind of a destination.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum SinkKind {
     /// The terminal or a pipe.
@@ -184,10 +246,10 @@ pub enum SinkKind {
 }
 
 /// Options of the `stdout` sink.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Stdout {
-    /// `auto`: for people on a terminal, JSON Lines in a pipe.
+    /// How changes are printed.
     pub style: StdoutStyle,
 }
 
@@ -205,10 +267,11 @@ pub enum StdoutStyle {
 }
 
 /// Options of the `file` sink.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct File {
     /// The file that is written; rotated ones carry their range of offsets in the name.
+    #[schemars(example = "changes.jsonl")]
     pub path: PathBuf,
     /// Begin a new file when it would grow beyond this. 0: never.
     #[serde(default)]
@@ -219,10 +282,11 @@ pub struct File {
 }
 
 /// Options of the `webhook` sink.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Webhook {
     /// Where each request is POSTed.
+    #[schemars(example = "https://example.org/hook")]
     pub url: Secret,
     /// `true`: one request with `{"data":[...]}`; `false`: one request a change.
     #[serde(default = "yes")]
@@ -232,12 +296,15 @@ pub struct Webhook {
     pub headers: BTreeMap<String, Secret>,
     /// A reply that takes longer is an outage, in milliseconds.
     #[serde(default = "timeout_ms")]
+    #[schemars(range(min = 1))]
     pub timeout_ms: u64,
     /// Signs each request by the Standard Webhooks scheme: `whsec_` and base64, or plain text.
     #[serde(default)]
+    #[schemars(example = "${WEBHOOK_SECRET}")]
     pub signing_secret: Option<Secret>,
     /// Adds a plain hex HMAC-SHA256 of the body under this key.
     #[serde(default)]
+    #[schemars(example = "${WEBHOOK_HMAC_SECRET}")]
     pub hmac_secret: Option<Secret>,
     /// The name of the plain HMAC's header.
     #[serde(default = "hmac_header")]
@@ -245,29 +312,32 @@ pub struct Webhook {
 }
 
 /// Options of the `queue` sink.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Queue {
     /// Changes that wait at most; then delivery to this sink blocks.
+    #[schemars(range(min = 1))]
     pub capacity: usize,
 }
 
 /// Options of the `custom` sink.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Custom {
     /// Where each batch is POSTed; the reply has an outcome for each change.
+    #[schemars(example = "http://localhost:8080/changes")]
     pub url: Secret,
     /// Further headers.
     #[serde(default)]
     pub headers: BTreeMap<String, Secret>,
     /// A reply that takes longer is an outage, in milliseconds.
     #[serde(default = "timeout_ms")]
+    #[schemars(range(min = 1))]
     pub timeout_ms: u64,
 }
 
 /// How much each journal keeps and how it writes.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Journal {
     /// Changes older than this may go once every sink has them, in milliseconds.
@@ -276,6 +346,7 @@ pub struct Journal {
     /// limit but the disk.
     pub bytes_max: u64,
     /// A segment is closed at this size.
+    #[schemars(range(min = 65_536))]
     pub segment_bytes_max: u64,
     /// Recent changes kept in memory for sinks that are caught up.
     pub ring_bytes_max: usize,
@@ -284,7 +355,7 @@ pub struct Journal {
 }
 
 /// The HTTP listener.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Http {
     /// Address and port; port 0 takes a free one. Empty: no HTTP.
@@ -292,17 +363,20 @@ pub struct Http {
 }
 
 /// Logging.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
     /// `info`, or filters such as `walrace=debug`.
+    #[schemars(example = &"info")]
     pub level: Option<String>,
     /// How lines are written.
     pub format: LogFormat,
 }
 
 /// How log lines are written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum LogFormat {
     /// For people.
@@ -312,33 +386,16 @@ pub enum LogFormat {
     Json,
 }
 
-/// A text that is never shown: `Debug` and `Display` mask it.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(transparent)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Wraps a text.
-    pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
-    }
-
-    /// The text itself; never log it.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("***")
-    }
-}
-
 impl Config {
-    /// Parses and validates; `origin` names the file in errors.
-    pub fn parse(_text: &str, _origin: &str) -> Result<Self> {
-        Err(crate::error::Error::bug("not written yet"))
+    /// The source that `sink` reads: the one it names, else the only one.
+    pub fn source_of<'a>(&'a self, sink: &'a Sink) -> &'a str {
+        let only = || self.source.keys().next().map_or("", String::as_str);
+        sink.source.as_deref().unwrap_or_else(only)
+    }
+
+    /// The directory of dead letters.
+    pub fn dead_letters(&self) -> PathBuf {
+        self.dlq_path.clone().unwrap_or_else(|| self.data_dir.join("dead-letters"))
     }
 }
 
@@ -346,11 +403,13 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             data_dir: PathBuf::from("walrace-data"),
+            dlq_path: None,
             source: BTreeMap::new(),
             sink: BTreeMap::new(),
             journal: Journal::default(),
             http: Http::default(),
             log: Log::default(),
+            cdc: None,
         }
     }
 }

@@ -1,9 +1,12 @@
 //! Where changes go: one trait, one file for each kind of target, one `match` that opens them.
 
+mod stats;
+
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub use self::stats::{SinkStats, Totals};
 use crate::{change::Batch, error::Error, error::Result};
 
 /// What a sink has, durably. It grows, except by a named rewind, which begins a new epoch.

@@ -1,10 +1,14 @@
 //! Where changes come from: one trait, one `match` that opens it.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 
 use crate::{
     change::{Batch, Position},
+    config,
     error::Result,
+    journal::Origin,
 };
 
 pub mod postgres;
@@ -25,4 +29,34 @@ pub trait Source: Send {
     /// Says that all below `position` is durable with us: the source may forget it. Never called
     /// with a position that the journal has not recorded.
     async fn confirm(&mut self, position: Position) -> Result<()>;
+}
+
+/// What the journal knows of the source: it is compared with the server on every connect.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    /// Where the source is, durably.
+    pub progress: Option<Position>,
+    /// The database that filled the journal.
+    pub origin: Option<Origin>,
+    /// Whether the journal holds, or ever held, a change.
+    pub has_changes: bool,
+}
+
+/// A source that has begun to read.
+pub struct Opened {
+    /// The source itself.
+    pub source: Box<dyn Source>,
+    /// The database, for the journal to remember.
+    pub origin: Origin,
+    /// Where it begins: all below it is in the journal already, or was never asked for.
+    pub start: Position,
+    /// Its counters.
+    pub stats: Arc<postgres::Stats>,
+}
+
+/// Opens the source `name` where the journal ends.
+pub async fn open(name: &str, config: &config::Source, known: Known) -> Result<Opened> {
+    match config {
+        config::Source::Postgres(postgres) => postgres::open(name, postgres, known).await,
+    }
 }

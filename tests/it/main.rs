@@ -10,4 +10,11 @@
     reason = "a test that meets the unexpected fails at once, and says where"
 )]
 
+mod capture;
+mod chaos;
 mod kit;
+mod operation;
+mod source;
+mod source_history;
+mod source_login;
+mod source_tables;

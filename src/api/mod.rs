@@ -1,0 +1,113 @@
+//! HTTP: health, readiness, metrics, status, and the live changes that `walrace tail` shows.
+
+mod changes;
+
+use std::{net::SocketAddr, path::Path, sync::Arc};
+
+use axum::{
+    Json, Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use tokio::net::TcpListener;
+
+use crate::{
+    error::{Class, Classify, Error, Result},
+    metrics,
+    runtime::{Status, Walrace},
+};
+
+/// The file in `data_dir` that holds the address of a running Walrace.
+pub const ADDRESS_FILE: &str = "http.addr";
+
+/// A bound listener that is not served yet.
+#[derive(Debug)]
+pub struct Listener {
+    listener: TcpListener,
+    /// Where it listens, with the port that was taken.
+    pub address: SocketAddr,
+}
+
+impl Listener {
+    /// Binds `listen` (`host:port`, port 0 for a free one).
+    pub async fn bind(listen: &str) -> Result<Self> {
+        let mend = || format!("cannot listen on {listen}");
+        let listener =
+            TcpListener::bind(listen).await.class(Class::Config, mend).map_err(|error| {
+                error.remedy("set http.listen to another port, or to \"\" for none")
+            })?;
+        let address = listener.local_addr().class(Class::Config, mend)?;
+        Ok(Self { listener, address })
+    }
+
+    /// Writes the address where the other commands look for it.
+    pub fn announce(&self, data_dir: &Path) -> Result<()> {
+        let path = data_dir.join(ADDRESS_FILE);
+        std::fs::write(&path, self.address.to_string())
+            .class(Class::Config, || format!("cannot write {}", path.display()))
+    }
+
+    /// Serves until Walrace stops.
+    pub async fn serve(self, walrace: Arc<Walrace>) -> Result<()> {
+        let stop = walrace.stopping().clone();
+        axum::serve(self.listener, router(walrace))
+            .with_graceful_shutdown(stop.cancelled_owned())
+            .await
+            .class(Class::Retry, || "the HTTP listener failed")
+    }
+}
+
+fn router(walrace: Arc<Walrace>) -> Router {
+    Router::new()
+        .route("/health", get(health))
+        .route("/ready", get(ready))
+        .route("/metrics", get(exposition))
+        .route("/status", get(status))
+        .route("/sources/{source}/changes", get(changes::of_source))
+        .route("/sinks/{sink}/missing", get(changes::missing))
+        .with_state(walrace)
+}
+
+/// The process answers; says nothing about its parts.
+async fn health() -> Json<serde_json::Value> {
+    Json(serde_json::json!({"ok": true, "version": env!("CARGO_PKG_VERSION")}))
+}
+
+/// 200 when every part does its work, else 503 with the reasons.
+async fn ready(State(walrace): State<Arc<Walrace>>) -> (StatusCode, Json<serde_json::Value>) {
+    let reasons = walrace.status().unready();
+    let code = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (code, Json(serde_json::json!({"ready": reasons.is_empty(), "reasons": reasons})))
+}
+
+async fn exposition(State(walrace): State<Arc<Walrace>>) -> impl IntoResponse {
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], metrics::render(&walrace.status()))
+}
+
+async fn status(State(walrace): State<Arc<Walrace>>) -> Json<Status> {
+    Json(walrace.status())
+}
+
+/// An error as a reply: `{"error": ..., "remedy": ...}`.
+struct Failure(Error);
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self(error)
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let code = match self.0.class() {
+            Class::Config | Class::Data => StatusCode::BAD_REQUEST,
+            Class::Retry => StatusCode::SERVICE_UNAVAILABLE,
+            Class::Damaged | Class::Bug => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        let body = serde_json::json!({"error": self.0.summary(), "remedy": self.0.remedy_text()});
+        (code, Json(body)).into_response()
+    }
+}

@@ -1,0 +1,84 @@
+//! The running Walrace that a command asks, found through `data_dir`.
+
+use std::io::Write;
+
+use crate::{
+    api::ADDRESS_FILE,
+    config::Config,
+    error::{Class, Classify, Error, Result},
+    runtime::Status,
+};
+
+/// A running Walrace, reached over HTTP.
+#[derive(Debug)]
+pub struct Instance {
+    base: String,
+    client: reqwest::Client,
+}
+
+impl Instance {
+    /// Finds the process that serves `config.data_dir`.
+    pub async fn find(config: &Config) -> Result<Self> {
+        let path = config.data_dir.join(ADDRESS_FILE);
+        let absent = || {
+            let data_dir = config.data_dir.display();
+            Error::config(format!("no walrace is running on data_dir {data_dir}"))
+                .remedy("start it with `walrace run`")
+        };
+        let address = std::fs::read_to_string(&path).map_err(|_| absent())?;
+        let client = reqwest::Client::builder()
+            .no_proxy()
+            .connect_timeout(std::time::Duration::from_secs(5))
+            .build()
+            .class(Class::Bug, || "cannot build an HTTP client")?;
+        let instance = Self { base: format!("http://{}", address.trim()), client };
+        match instance.client.get(format!("{}/health", instance.base)).send().await {
+            Ok(reply) if reply.status().is_success() => Ok(instance),
+            _ => Err(absent()),
+        }
+    }
+
+    /// What every part is doing.
+    pub async fn status(&self) -> Result<Status> {
+        let failed = || format!("cannot read the status of {}", self.base);
+        let reply = self.get("/status", &[]).await?;
+        reply.json().await.class(Class::Retry, failed)
+    }
+
+    /// Copies a stream of lines to `out` until it ends; a closed pipe ends it too. Returns whether
+    /// the stream came to its own end.
+    pub async fn stream(
+        &self,
+        path: &str,
+        query: &[(&str, String)],
+        out: &mut impl Write,
+    ) -> Result<bool> {
+        let mut reply = self.get(path, query).await?;
+        loop {
+            let chunk = reply.chunk().await.class(Class::Retry, || "the stream broke off")?;
+            let Some(chunk) = chunk else { return Ok(true) };
+            let written = out.write_all(&chunk).and_then(|()| out.flush());
+            if written.is_err() {
+                return Ok(false);
+            }
+        }
+    }
+
+    async fn get(&self, path: &str, query: &[(&str, String)]) -> Result<reqwest::Response> {
+        let url = url::Url::parse_with_params(&format!("{}{path}", self.base), query)
+            .class(Class::Bug, || format!("`{path}` makes no URL"))?;
+        let failed = || format!("cannot ask {}", self.base);
+        let reply = self.client.get(url).send().await.class(Class::Retry, failed)?;
+        if reply.status().is_success() {
+            return Ok(reply);
+        }
+        let status = reply.status();
+        let body: serde_json::Value = reply.json().await.unwrap_or_default();
+        let text = |key: &str| body.get(key).and_then(|text| text.as_str()).map(str::to_owned);
+        let error = Error::config(text("error").unwrap_or_else(|| format!("it answered {status}")));
+        Err(match text("remedy") {
+            Some(remedy) => error.remedy(remedy),
+            None => error,
+        })
+    }
+}

@@ -1,0 +1,142 @@
+//! Every metric's name and labels in one place.
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::{Registry, Unit},
+};
+
+use crate::{
+    runtime::{SinkStatus, SourceStatus, Status},
+    sink::Totals,
+};
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct SourceLabels {
+    source: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct SinkLabels {
+    sink: String,
+    source: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Build {
+    version: String,
+}
+
+type SourceGauge = (&'static str, &'static str, Option<Unit>, fn(&SourceStatus) -> Option<u64>);
+type SinkGauge = (&'static str, &'static str, Option<Unit>, fn(&SinkStatus) -> Option<u64>);
+
+const SOURCE_GAUGES: [SourceGauge; 8] = [
+    ("source_up", "1 while the source is captured", None, |s| Some(s.state.is_running().into())),
+    (
+        "source_behind",
+        "WAL that the server has written and we have not confirmed",
+        Some(Unit::Bytes),
+        |s| s.behind_bytes,
+    ),
+    ("source_retained_wal", "WAL that the server keeps for our slot", Some(Unit::Bytes), |s| {
+        s.retained_wal_bytes
+    }),
+    ("source_confirmed_lsn", "The LSN that the slot may forget up to", None, |s| {
+        s.confirmed.map(|lsn| lsn.0)
+    }),
+    ("journal", "Disk that the journal takes", Some(Unit::Bytes), |s| Some(s.journal.bytes)),
+    ("journal_start_offset", "The oldest offset in the journal", None, |s| Some(s.journal.start)),
+    ("journal_end_offset", "The offset after the last durable commit", None, |s| {
+        Some(s.journal.end)
+    }),
+    ("journal_segments", "Segments on disk", None, |s| Some(s.journal.segments as u64)),
+];
+
+const SINK_GAUGES: [SinkGauge; 5] = [
+    ("sink_up", "1 while the sink is delivering", None, |s| Some(s.state.is_running().into())),
+    ("sink_cursor", "The offset after the last change that the sink has", None, |s| Some(s.cursor)),
+    ("sink_behind_changes", "Changes in the journal that the sink does not have", None, |s| {
+        Some(s.behind_changes)
+    }),
+    ("sink_behind", "Journal bytes that the sink has not passed", Some(Unit::Bytes), |s| {
+        Some(s.behind_bytes)
+    }),
+    (
+        "sink_behind",
+        "Age of the oldest change that the sink does not have",
+        Some(Unit::Seconds),
+        |s| Some(s.behind_seconds as u64),
+    ),
+];
+
+/// The Prometheus exposition of a status.
+pub fn render(status: &Status) -> String {
+    let mut registry = Registry::with_prefix("walrace");
+    let build = Family::<Build, Gauge>::default();
+    registry.register("build_info", "The version that runs", build.clone());
+    build.get_or_create(&Build { version: status.version.clone() }).set(1);
+    for (name, help, unit, value) in SOURCE_GAUGES {
+        let family = Family::<SourceLabels, Gauge>::default();
+        register(&mut registry, (name, help, unit), family.clone());
+        for source in &status.sources {
+            let labels = SourceLabels { source: source.name.clone() };
+            if let Some(value) = value(source) {
+                family.get_or_create(&labels).set(i64::try_from(value).unwrap_or(i64::MAX));
+            }
+        }
+    }
+    for (name, help, unit, value) in SINK_GAUGES {
+        let family = Family::<SinkLabels, Gauge>::default();
+        register(&mut registry, (name, help, unit), family.clone());
+        for sink in &status.sinks {
+            if let Some(value) = value(sink) {
+                let value = i64::try_from(value).unwrap_or(i64::MAX);
+                family.get_or_create(&labels(sink)).set(value);
+            }
+        }
+    }
+    render_counters(&mut registry, status);
+    let mut text = String::new();
+    match encode(&mut text, &registry) {
+        Ok(()) => text,
+        Err(error) => format!("# cannot encode the metrics: {error}\n"),
+    }
+}
+
+fn render_counters(registry: &mut Registry, status: &Status) {
+    let captured = Family::<SourceLabels, Counter>::default();
+    registry.register("source_changes", "Changes captured since the start", captured.clone());
+    for source in &status.sources {
+        let labels = SourceLabels { source: source.name.clone() };
+        captured.get_or_create(&labels).inc_by(source.captured_changes);
+    }
+    type Sum = (&'static str, &'static str, fn(&Totals) -> u64);
+    const SUMS: [Sum; 4] = [
+        ("sink_delivered_changes", "Changes delivered since the start", |t| t.changes),
+        ("sink_delivered_bytes", "Bytes of rows delivered since the start", |t| t.bytes),
+        ("sink_batches", "Batches delivered since the start", |t| t.batches),
+        ("sink_failures", "Attempts that failed since the start", |t| t.failures),
+    ];
+    for (name, help, value) in SUMS {
+        let family = Family::<SinkLabels, Counter>::default();
+        registry.register(name, help, family.clone());
+        for sink in &status.sinks {
+            family.get_or_create(&labels(sink)).inc_by(value(&sink.totals));
+        }
+    }
+}
+
+fn labels(sink: &SinkStatus) -> SinkLabels {
+    SinkLabels { sink: sink.name.clone(), source: sink.source.clone() }
+}
+
+fn register(
+    registry: &mut Registry,
+    (name, help, unit): (&'static str, &'static str, Option<Unit>),
+    metric: impl prometheus_client::registry::Metric,
+) {
+    match unit {
+        Some(unit) => registry.register_with_unit(name, help, unit, metric),
+        None => registry.register(name, help, metric),
+    }
+}

@@ -1,0 +1,202 @@
+//! One source at run time: connects, captures, and connects again.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use super::{
+    part::{Backoff, Next, Part},
+    status::SourceStatus,
+};
+use crate::{
+    change::{Batch, Lsn},
+    config,
+    error::{Error, Result},
+    journal::Journal,
+    pipeline,
+    source::{self, Known, postgres::Stats},
+};
+
+const RECONNECT_MIN: Duration = Duration::from_millis(200);
+const RECONNECT_MAX: Duration = Duration::from_secs(15);
+
+/// How often the server is asked what WAL it keeps for the slot.
+const WATCH_EVERY: Duration = Duration::from_secs(10);
+
+/// One source with its journal.
+#[derive(Debug)]
+pub(super) struct Capturing {
+    name: String,
+    config: config::Source,
+    pub(super) journal: Journal,
+    part: Part,
+    first_offset: u64,
+    stats: Mutex<Option<Arc<Stats>>>,
+    retained_wal_bytes: AtomicU64,
+    movement: Mutex<Movement>,
+    pause: Mutex<Pause>,
+}
+
+/// Why capture must wait although the source would send, and the token that ends a running loop.
+#[derive(Debug, Default)]
+struct Pause {
+    reason: Option<String>,
+    running: CancellationToken,
+}
+
+/// When the slot last moved, or had no reason to.
+#[derive(Debug)]
+struct Movement {
+    confirmed: Lsn,
+    server: Lsn,
+    at: Instant,
+}
+
+const UNKNOWN: u64 = u64::MAX;
+
+impl Capturing {
+    pub(super) fn new(name: &str, config: config::Source, journal: Journal) -> Self {
+        Self {
+            name: name.to_owned(),
+            config,
+            part: Part::new("source", name),
+            first_offset: journal.end(),
+            journal,
+            stats: Mutex::default(),
+            retained_wal_bytes: AtomicU64::new(UNKNOWN),
+            movement: Mutex::new(Movement {
+                confirmed: Lsn(0),
+                server: Lsn(0),
+                at: Instant::now(),
+            }),
+            pause: Mutex::default(),
+        }
+    }
+
+    /// Stops capture for `reason`, or lets it go on. The slot keeps what is not in the journal.
+    pub(super) fn pause(&self, reason: Option<String>) {
+        let mut pause = self.pause.lock().unwrap_or_else(PoisonError::into_inner);
+        if reason.is_some() && pause.reason.is_none() {
+            pause.running.cancel();
+        }
+        pause.reason = reason;
+    }
+
+    /// A token for one attempt, unless capture must wait.
+    fn begin(&self, stop: &CancellationToken) -> Result<CancellationToken> {
+        let mut pause = self.pause.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(reason) = &pause.reason {
+            return Err(Error::retry(format!("capture is paused: {reason}")));
+        }
+        pause.running = stop.child_token();
+        Ok(pause.running.clone())
+    }
+
+    /// Captures until `stop`, or until a person must act.
+    pub(super) async fn run(self: Arc<Self>, stop: CancellationToken) {
+        let mut backoff = Backoff::new(RECONNECT_MIN, RECONNECT_MAX);
+        loop {
+            let before = self.journal.progress();
+            let outcome = match self.begin(&stop) {
+                Ok(running) => self.attempt(&running).await,
+                Err(paused) => Err(paused),
+            };
+            if stop.is_cancelled() {
+                return;
+            }
+            let Err(error) = outcome else { continue }; // paused: the next round says why
+            if self.journal.progress() != before {
+                backoff.reset();
+            }
+            if self.part.failed(&error, &mut backoff, &stop).await == Next::Stop {
+                return;
+            }
+        }
+    }
+
+    async fn attempt(&self, stop: &CancellationToken) -> Result<()> {
+        self.journal.abandon().await?;
+        let known = Known {
+            progress: self.journal.progress(),
+            origin: self.journal.origin(),
+            has_changes: self.journal.end() > 0,
+        };
+        let opened = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            opened = source::open(&self.name, &self.config, known) => opened?,
+        };
+        self.journal.set_origin(opened.origin).await?;
+        if self.journal.progress().is_none() {
+            let start = Batch { changes: Vec::new(), position: Some(opened.start) };
+            self.journal.append(start).await?;
+        }
+        *self.stats.lock().unwrap_or_else(PoisonError::into_inner) = Some(opened.stats);
+        self.part.running();
+        let mut source = opened.source;
+        pipeline::capture(source.as_mut(), &self.journal, stop).await
+    }
+
+    /// Asks the server now and then how much WAL it keeps for the slot.
+    pub(super) async fn watch(self: Arc<Self>, stop: CancellationToken) {
+        loop {
+            if self.part.state().0.is_running() {
+                let config::Source::Postgres(config) = &self.config;
+                match source::postgres::status(&self.name, config).await {
+                    Ok(status) => {
+                        let bytes = status.slot.map_or(UNKNOWN, |slot| slot.retained_bytes);
+                        self.retained_wal_bytes.store(bytes, Relaxed);
+                    }
+                    Err(error) => debug!("cannot ask what WAL is kept for {}: {error}", self.name),
+                }
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(WATCH_EVERY) => {}
+            }
+        }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn status(&self) -> SourceStatus {
+        let stats = self.stats.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let server = stats.as_ref().map(|stats| Lsn(stats.server_end.load(Relaxed)));
+        let confirmed = stats.as_ref().map(|stats| Lsn(stats.confirmed.load(Relaxed)));
+        let retained = self.retained_wal_bytes.load(Relaxed);
+        let (state, since) = self.part.state();
+        let journal = self.journal.info();
+        SourceStatus {
+            name: self.name.clone(),
+            state,
+            since,
+            server,
+            confirmed,
+            behind_bytes: server.zip(confirmed).map(|(s, c)| s.0.saturating_sub(c.0)),
+            retained_wal_bytes: Some(retained).filter(|bytes| *bytes != UNKNOWN),
+            stalled_seconds: self
+                .stalled(server.unwrap_or_default(), confirmed.unwrap_or_default()),
+            captured_changes: journal.end.saturating_sub(self.first_offset),
+            journal,
+        }
+    }
+
+    /// Seconds for which the server's WAL has moved and the slot has not.
+    fn stalled(&self, server: Lsn, confirmed: Lsn) -> u64 {
+        let mut movement = self.movement.lock().unwrap_or_else(PoisonError::into_inner);
+        let moved = confirmed > movement.confirmed || confirmed >= server;
+        if moved || server == movement.server && movement.confirmed == Lsn(0) {
+            *movement = Movement { confirmed, server, at: Instant::now() };
+        }
+        movement.server = server;
+        movement.at.elapsed().as_secs()
+    }
+}

@@ -1,0 +1,198 @@
+//! The parts of a running Walrace: what starts them, keeps them apart and tries again.
+//!
+//! Each source has a task that runs `pipeline::capture`, each sink one that runs
+//! `pipeline::deliver`. A part that fails harms no other: it waits or stops on its own
+//! (see `part`), and the journal between them holds what is not delivered.
+
+mod capturing;
+mod delivering;
+mod part;
+mod retention;
+mod status;
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use self::{capturing::Capturing, delivering::Delivering};
+pub use self::{
+    part::{Backoff, Next, Part, State},
+    status::{SinkStatus, SourceStatus, Status},
+};
+use crate::{
+    catalog::Catalog,
+    change::Timestamp,
+    config::{self, Config},
+    disk::RealDisk,
+    error::{Class, Classify, Error, Result, ResultExt},
+    journal::{self, Journal},
+    sink,
+    transform::Filter,
+};
+
+/// How long a stop waits for writes in flight.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Rows that all sinks together hold in memory, at most; each sink has a fair part of it.
+const DELIVERY_BYTES_MAX: usize = 48 << 20;
+
+/// The smallest part of it that a sink gets.
+const DELIVERY_BYTES_MIN: usize = 256 << 10;
+
+/// A running Walrace: sources, journals, sinks and what joins them.
+#[derive(Debug)]
+pub struct Walrace {
+    started_at: Timestamp,
+    catalog: Catalog,
+    sources: BTreeMap<String, Arc<Capturing>>,
+    sinks: BTreeMap<String, Arc<Delivering>>,
+    queues: sink::Queues,
+    stop: CancellationToken,
+    tasks: tokio::sync::Mutex<JoinSet<()>>,
+}
+
+impl Walrace {
+    /// Opens data_dir, with recovery, and starts every source and sink. Returns once the tasks run;
+    /// what they meet later shows in `status`.
+    pub async fn start(config: Config) -> Result<Arc<Self>> {
+        let data_dir = config.data_dir.clone();
+        config.create_directories()?;
+        let catalog = Catalog::open(&data_dir).await?;
+        let queues = sink::Queues::default();
+        let mut sources = BTreeMap::new();
+        for (name, source) in &config.source {
+            let journal = open_journal(&config, name).await?;
+            let capturing = Capturing::new(name, source.clone(), journal);
+            sources.insert(name.clone(), Arc::new(capturing));
+        }
+        let bytes_max = (DELIVERY_BYTES_MAX / config.sink.len().max(1)).max(DELIVERY_BYTES_MIN);
+        let mut sinks = BTreeMap::new();
+        for (name, sink) in &config.sink {
+            let mut sink = sink.clone();
+            sink.batch_bytes_max = sink.batch_bytes_max.min(bytes_max);
+            let source = config.source_of(&sink).to_owned();
+            let journal = source_of(&sources, &source)?.journal.clone();
+            let context = sink::Context {
+                disk: RealDisk::shared(),
+                lineage: journal.lineage(),
+                source,
+                queues: queues.clone(),
+            };
+            let delivering = Delivering::new(name, sink, (journal, catalog.clone()), context);
+            delivering.register().await?;
+            sinks.insert(name.clone(), Arc::new(delivering));
+        }
+        let stop = CancellationToken::new();
+        let walrace = Arc::new(Self {
+            started_at: Timestamp::now(),
+            catalog,
+            sources,
+            sinks,
+            queues,
+            stop,
+            tasks: tokio::sync::Mutex::default(),
+        });
+        walrace.spawn(&config).await;
+        Ok(walrace)
+    }
+
+    async fn spawn(self: &Arc<Self>, config: &Config) {
+        let mut tasks = self.tasks.lock().await;
+        for source in self.sources.values() {
+            tasks.spawn(Arc::clone(source).run(self.stop.clone()));
+            tasks.spawn(Arc::clone(source).watch(self.stop.clone()));
+        }
+        for sink in self.sinks.values() {
+            tasks.spawn(Arc::clone(sink).run(self.stop.clone()));
+        }
+        let (walrace, limits) = (Arc::clone(self), config.journal.clone());
+        tasks.spawn(async move { retention::keep(&walrace, &limits).await });
+    }
+
+    /// The consumer's end of the `queue` sink `name`; there is one for each queue.
+    pub fn subscribe(&self, name: &str) -> Result<sink::Subscription> {
+        self.queues.take(name)
+    }
+
+    /// The journal of a source.
+    pub fn journal(&self, source: &str) -> Result<&Journal> {
+        Ok(&source_of(&self.sources, source)?.journal)
+    }
+
+    /// What the sink `name` wants to see.
+    pub fn filter_of(&self, name: &str) -> Result<Filter> {
+        let sink = self.sinks.get(name);
+        sink.ok_or_else(|| Error::config(format!("there is no sink {name}")))?.filter()
+    }
+
+    /// What every part is doing.
+    pub fn status(&self) -> Status {
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started_at: self.started_at,
+            sources: self.sources.values().map(|source| source.status()).collect(),
+            sinks: self.sinks.values().map(|sink| sink.status()).collect(),
+        }
+    }
+
+    /// The token that stops it; cancelled by `stop`.
+    pub fn stopping(&self) -> &CancellationToken {
+        &self.stop
+    }
+
+    /// Stops every part: writes in flight end, progress is recorded, nothing is lost. What takes
+    /// longer than the grace time is dropped and delivered again after the next start.
+    pub async fn stop(&self) {
+        self.stop.cancel();
+        let mut tasks = self.tasks.lock().await;
+        let ended = async { while tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(GRACE, ended).await.is_err() {
+            warn!(
+                "a part did not stop within {} s; its last batch will come again",
+                GRACE.as_secs()
+            );
+            tasks.shutdown().await;
+        }
+        self.catalog.close().await;
+    }
+}
+
+/// Where the journal of `source` lives.
+pub fn journal_options(config: &Config, source: &str) -> journal::Options {
+    journal::Options {
+        directory: journal_directory(config, source),
+        disk: RealDisk::shared(),
+        segment_bytes_max: config.journal.segment_bytes_max,
+        ring_bytes_max: config.journal.ring_bytes_max,
+        reserve_bytes: config.journal.reserve_bytes,
+    }
+}
+
+/// The directory of `source`'s journal.
+pub fn journal_directory(config: &Config, source: &str) -> PathBuf {
+    config.data_dir.join("journal").join(source)
+}
+
+async fn open_journal(config: &Config, source: &str) -> Result<Journal> {
+    let options = journal_options(config, source);
+    tokio::task::spawn_blocking(move || Journal::open(options))
+        .await
+        .class(Class::Bug, || "the recovery of a journal panicked")?
+        .context(|| format!("while opening the journal of source {source}"))
+}
+
+fn source_of<'a>(
+    sources: &'a BTreeMap<String, Arc<Capturing>>,
+    name: &str,
+) -> Result<&'a Arc<Capturing>> {
+    sources.get(name).ok_or_else(|| Error::config(format!("there is no source {name}")))
+}
+
+/// How `config` names the kind of a source.
+pub fn kind_of(source: &config::Source) -> &'static str {
+    match source {
+        config::Source::Postgres(_) => "postgres",
+    }
+}

@@ -1,0 +1,108 @@
+//! What a running Walrace says about itself: `/status`, `walrace lag`, metrics and readiness.
+
+use serde::{Deserialize, Serialize};
+
+use super::part::State;
+use crate::{
+    change::{Lsn, Timestamp},
+    journal::Info,
+    sink::Totals,
+};
+
+/// The whole process.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// The version that runs.
+    pub version: String,
+    /// When it started.
+    pub started_at: Timestamp,
+    /// Each source, by name.
+    pub sources: Vec<SourceStatus>,
+    /// Each sink, by name.
+    pub sinks: Vec<SinkStatus>,
+}
+
+/// One source with its journal.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SourceStatus {
+    /// Its name.
+    pub name: String,
+    /// What it is doing.
+    #[serde(flatten)]
+    pub state: State,
+    /// Since when.
+    pub since: Timestamp,
+    /// The end of the server's WAL, as it last told us.
+    pub server: Option<Lsn>,
+    /// What we confirmed.
+    pub confirmed: Option<Lsn>,
+    /// WAL written and not confirmed.
+    pub behind_bytes: Option<u64>,
+    /// WAL that the server keeps for the slot.
+    pub retained_wal_bytes: Option<u64>,
+    /// Seconds for which the server's WAL has moved and the slot has not.
+    pub stalled_seconds: u64,
+    /// Changes captured since the start.
+    pub captured_changes: u64,
+    /// What the journal holds.
+    pub journal: Info,
+}
+
+/// One sink.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SinkStatus {
+    /// Its name.
+    pub name: String,
+    /// The source that it reads.
+    pub source: String,
+    /// What it is doing.
+    #[serde(flatten)]
+    pub state: State,
+    /// Since when.
+    pub since: Timestamp,
+    /// The offset after the last change that it has.
+    pub cursor: u64,
+    /// The cursor that survives a crash.
+    pub recorded: u64,
+    /// Changes in the journal that it does not have.
+    pub behind_changes: u64,
+    /// Journal bytes that it has not passed.
+    pub behind_bytes: u64,
+    /// Age of the oldest change that it does not have, in seconds.
+    pub behind_seconds: f64,
+    /// Offsets that it will never get: the journal dropped them for want of disk.
+    pub lost_changes: u64,
+    /// Sums since the start.
+    #[serde(flatten)]
+    pub totals: Totals,
+}
+
+/// The server's WAL may move for this long without the slot before we are not ready.
+const STALLED_SECONDS_MAX: u64 = 30;
+
+impl Status {
+    /// Why it is not ready, or nothing when it is: every source runs and its slot moves when WAL
+    /// does, and no sink has stopped. A sink that waits for its target does not make us unready:
+    /// the journal holds its changes.
+    pub fn unready(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        for source in &self.sources {
+            match source.state.reason() {
+                Some(reason) => reasons.push(format!("source {}: {reason}", source.name)),
+                None if !source.state.is_running() => {
+                    reasons.push(format!("source {} is {}", source.name, source.state.word()));
+                }
+                None if source.stalled_seconds >= STALLED_SECONDS_MAX => reasons.push(format!(
+                    "source {}: the server's WAL moves and the slot has not for {} s",
+                    source.name, source.stalled_seconds
+                )),
+                None => {}
+            }
+        }
+        for sink in self.sinks.iter().filter(|sink| sink.state.is_stopped()) {
+            let reason = sink.state.reason().unwrap_or_default();
+            reasons.push(format!("sink {}: {reason}", sink.name));
+        }
+        reasons
+    }
+}

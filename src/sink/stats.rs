@@ -1,0 +1,80 @@
+//! Counters of one sink.
+
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
+
+use crate::change::Batch;
+
+/// What one sink has done since the process began; written by its loop, read by status and metrics.
+#[derive(Debug, Default)]
+pub struct SinkStats {
+    cursor: AtomicU64,
+    recorded: AtomicU64,
+    changes: AtomicU64,
+    bytes: AtomicU64,
+    batches: AtomicU64,
+    failures: AtomicU64,
+    commit_time: AtomicI64,
+}
+
+impl SinkStats {
+    /// A loop begins, or begins again, at `cursor`.
+    pub fn begin(&self, cursor: u64) {
+        self.cursor.store(cursor, Relaxed);
+        self.recorded.store(cursor, Relaxed);
+    }
+
+    /// A batch is durable at the target, and everything below `cursor` with it.
+    pub fn delivered(&self, batch: &Batch, cursor: u64) {
+        self.cursor.store(cursor, Relaxed);
+        self.changes.fetch_add(batch.changes.len() as u64, Relaxed);
+        self.bytes.fetch_add(batch.bytes() as u64, Relaxed);
+        self.batches.fetch_add(1, Relaxed);
+        if let Some(change) = batch.changes.last() {
+            self.commit_time.store(change.transaction.commit_time.0, Relaxed);
+        }
+    }
+
+    /// The cursor is durable, whatever happens to this process.
+    pub fn record(&self, cursor: u64) {
+        self.cursor.fetch_max(cursor, Relaxed);
+        self.recorded.store(cursor, Relaxed);
+    }
+
+    /// An attempt failed.
+    pub fn fail(&self) {
+        self.failures.fetch_add(1, Relaxed);
+    }
+
+    /// The offset after the last change that the target has.
+    pub fn cursor(&self) -> u64 {
+        self.cursor.load(Relaxed)
+    }
+
+    /// The cursor that is durable: what retention may rely on.
+    pub fn recorded(&self) -> u64 {
+        self.recorded.load(Relaxed)
+    }
+
+    /// Changes and batches delivered, bytes of their rows, and failures.
+    pub fn totals(&self) -> Totals {
+        Totals {
+            changes: self.changes.load(Relaxed),
+            bytes: self.bytes.load(Relaxed),
+            batches: self.batches.load(Relaxed),
+            failures: self.failures.load(Relaxed),
+        }
+    }
+}
+
+/// Sums since the process began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Totals {
+    /// Changes delivered.
+    pub changes: u64,
+    /// Bytes of their rows.
+    pub bytes: u64,
+    /// Batches delivered.
+    pub batches: u64,
+    /// Attempts that failed.
+    pub failures: u64,
+}

@@ -1,0 +1,138 @@
+//! The replication slot
+//! (<https://www.postgresql.org/docs/current/view-pg-replication-slots.html>).
+
+use super::{
+    catalog::{Cells, quote_text},
+    failure::Failure,
+    wire::Client,
+};
+use crate::{
+    change::Lsn,
+    error::{Error, Result},
+};
+
+/// A slot as the server has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Slot {
+    pub(super) plugin: Option<String>,
+    pub(super) database: Option<String>,
+    pub(super) temporary: bool,
+    /// The process that reads it.
+    pub(super) active_pid: Option<u32>,
+    /// The log is kept from here on.
+    pub(super) restart: Option<Lsn>,
+    /// All below it is confirmed.
+    pub(super) confirmed: Option<Lsn>,
+    pub(super) wal_status: Option<String>,
+    /// Why the server gave it up, where it did.
+    pub(super) invalidation: Option<String>,
+}
+
+/// Reads the slot `name`; `None` where there is none.
+pub(super) fn read(client: &mut Client, name: &str) -> Result<Option<Slot>> {
+    // Newer columns are read through JSON, so that one statement serves every version.
+    let rows = client.query(&format!(
+        "select plugin, database, temporary, active_pid, restart_lsn, confirmed_flush_lsn,
+                wal_status,
+                coalesce(to_jsonb(s)->>'invalidation_reason',
+                         case when wal_status = 'lost' then 'wal_removed' end,
+                         case when to_jsonb(s)->>'conflicting' = 'true' then 'conflict' end)
+         from pg_replication_slots s where slot_name = {}",
+        quote_text(name)
+    ))?;
+    let Some(row) = rows.into_iter().next() else { return Ok(None) };
+    let mut row = Cells(row.into_iter());
+    let lsn = |text: Option<String>| text.map(|text| text.parse::<Lsn>()).transpose();
+    Ok(Some(Slot {
+        plugin: row.maybe(),
+        database: row.maybe(),
+        temporary: row.flag()?,
+        active_pid: row.maybe().and_then(|pid| pid.parse().ok()),
+        restart: lsn(row.maybe())?,
+        confirmed: lsn(row.maybe())?,
+        wal_status: row.maybe(),
+        invalidation: row.maybe(),
+    }))
+}
+
+/// The SQL that creates the slot. From version 17 on it survives a failover to a standby.
+pub(super) fn create_sql(name: &str, version: u32) -> String {
+    let failover = if version >= 17 { ", failover => true" } else { "" };
+    format!("select pg_create_logical_replication_slot({}, 'pgoutput'{failover})", quote_text(name))
+}
+
+/// Creates the slot. The server waits for every transaction that is open, within limits.
+pub(super) fn create(client: &mut Client, name: &str, version: u32) -> Result<()> {
+    client.query("set statement_timeout = '50s'")?;
+    let outcome = client.query(&create_sql(name, version));
+    let _ = client.query("set statement_timeout = 0");
+    match outcome {
+        Ok(_) => Ok(()),
+        Err(failure) if failure.code() == "57014" => {
+            Err(Error::retry(format!("creating the slot `{name}` waits for an open transaction"))
+                .remedy("end it: select pid, xact_start, query from pg_stat_activity order by 2"))
+        }
+        Err(failure) => {
+            Err(Error::from(failure).context(format!("while creating the slot `{name}`")))
+        }
+    }
+}
+
+/// Drops the slot; one that is not there is dropped already.
+pub(super) fn drop(client: &mut Client, name: &str) -> Result<()> {
+    match client.query(&format!("select pg_drop_replication_slot({})", quote_text(name))) {
+        Ok(_) => Ok(()),
+        Err(failure) if failure.code() == "42704" => Ok(()),
+        Err(failure @ Failure::Server(_)) if failure.code() == "55006" => {
+            Err(Error::retry(format!("the slot `{name}` is in use"))
+                .caused_by(Error::from(failure))
+                .remedy("stop the process that reads it, then try again"))
+        }
+        Err(failure) => {
+            Err(Error::from(failure).context(format!("while dropping the slot `{name}`")))
+        }
+    }
+}
+
+/// That the slot is one that Walrace can read, and that nobody else reads it now.
+pub(super) fn check(slot: &Slot, name: &str, database: &str) -> Result<()> {
+    check_kind(slot, name, database)?;
+    match slot.active_pid {
+        Some(pid) => Err(Error::retry(format!(
+            "the slot `{name}` is read by another process (pid {pid} of the server)"
+        ))
+        .remedy("stop the other reader; one slot serves one Walrace")),
+        None => Ok(()),
+    }
+}
+
+/// That the slot is one that Walrace can read.
+pub(super) fn check_kind(slot: &Slot, name: &str, database: &str) -> Result<()> {
+    let wrong = |what: String| {
+        Err(Error::config(format!("the slot `{name}` {what}"))
+            .remedy("name another one by `slot` in this source, or drop it"))
+    };
+    match slot.plugin.as_deref() {
+        Some("pgoutput") => {}
+        Some(other) => return wrong(format!("is of the plugin `{other}`, not of pgoutput")),
+        None => return wrong("is a physical one".into()),
+    }
+    if slot.database.as_deref() != Some(database) {
+        let owner = slot.database.as_deref().unwrap_or("no database");
+        return wrong(format!("belongs to the database `{owner}`, not to `{database}`"));
+    }
+    if slot.temporary {
+        return wrong("is a temporary one".into());
+    }
+    if let Some(reason) = &slot.invalidation {
+        return Err(Error::config(format!(
+            "the slot `{name}` was invalidated by the server ({reason}): the log that it needs is \
+             gone"
+        ))
+        .remedy(
+            "`walrace source create <name> --accept-gap` begins anew from now and records the \
+             gap; to keep more log, raise max_slot_wal_keep_size",
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,492 @@
+//! The reader: one thread that reads the stream, decodes it, answers keepalives, and confirms.
+//!
+//! ```text
+//!             reader thread                                    capture()
+//!  socket ──► Frames ──► pgoutput ──► Assembler ──► queue ──► next()
+//!    ▲                                             (bytes)
+//!    └────── standby status ◄── confirmed (atomic) ◄───────── confirm()
+//! ```
+//!
+//! States: *quiet*, where each read is decoded and handed over at once, and *loaded*, where the
+//! reader sleeps a moment before each read. The walsender writes one message a change and has to
+//! wake a reader that waits for it; one that sleeps lets it run (docs/adr/0003).
+
+use std::{
+    collections::VecDeque,
+    io::{self, Write},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::{Buf, BufMut, Bytes};
+use tokio::sync::Notify;
+
+use super::{
+    assemble::{self, Assembler},
+    catalog::Catalog,
+    failure::{ServerError, broken},
+    stats::Stats,
+    wire::{Frames, Stream},
+};
+use crate::{
+    change::{Batch, Change, Lsn, Position, Timestamp},
+    error::{Error, Result},
+};
+
+/// Changes that were read and not yet taken: beyond this the reader stops reading.
+const QUEUE_BYTES_MAX: usize = 16 << 20;
+/// `next` merges what waits up to this size.
+const BATCH_BYTES_MAX: usize = 4 << 20;
+/// An open transaction is cut at this size.
+const OPEN_BYTES_MAX: usize = 2 << 20;
+/// Under load the reader hands over at this size, or at `HOLD_MAX`.
+const HOLD_BYTES: usize = 256 << 10;
+const HOLD_MAX: Duration = Duration::from_millis(2);
+/// The wait before a read under load.
+const COALESCE: Duration = Duration::from_micros(200);
+/// The rate that counts as load, over at least `LOAD_WINDOW`.
+const LOAD_BYTES_PER_MS: u128 = 4 << 10;
+const LOAD_WINDOW: Duration = Duration::from_millis(1);
+/// A quiet read looks up this often for a stop and for something to confirm.
+const QUIET_READ: Duration = Duration::from_millis(50);
+/// A read under load that finds nothing ends the load; the system rounds it up to its tick.
+const LOADED_READ: Duration = Duration::from_millis(1);
+const BUFFER_BYTES: usize = 1 << 20;
+const CONFIRM_INTERVAL: Duration = Duration::from_millis(100);
+const STATUS_INTERVAL_MAX: Duration = Duration::from_secs(10);
+/// A position without changes is handed over at most this often.
+const IDLE_INTERVAL: Duration = Duration::from_secs(1);
+/// A server that takes no byte for this long is gone.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What the reader thread and the source share.
+pub(super) struct Shared {
+    queue: Mutex<Queue>,
+    room: Condvar,
+    arrived: Notify,
+    confirmed: AtomicU64,
+    stop: AtomicBool,
+    pub(super) stats: Arc<Stats>,
+}
+
+#[derive(Default)]
+struct Queue {
+    batches: VecDeque<(Batch, usize)>,
+    bytes: usize,
+    ended: bool,
+    error: Option<Error>,
+}
+
+impl Shared {
+    /// An empty queue, confirmed up to `start`.
+    pub(super) fn new(start: Lsn, stats: Arc<Stats>) -> Self {
+        Self {
+            queue: Mutex::default(),
+            room: Condvar::new(),
+            arrived: Notify::new(),
+            confirmed: AtomicU64::new(start.0),
+            stop: AtomicBool::new(false),
+            stats,
+        }
+    }
+
+    /// The next batch, merged from what waits; the reader's error once all is taken.
+    pub(super) async fn next(&self) -> Result<Batch> {
+        loop {
+            if let Some(outcome) = self.take() {
+                return outcome;
+            }
+            self.arrived.notified().await;
+        }
+    }
+
+    /// Raises what is confirmed; it never falls.
+    pub(super) fn confirm(&self, lsn: Lsn) {
+        self.confirmed.fetch_max(lsn.0, Ordering::AcqRel);
+    }
+
+    /// Asks the reader to end.
+    pub(super) fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+        self.room.notify_all();
+    }
+
+    fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+
+    fn take(&self) -> Option<Result<Batch>> {
+        let mut queue = self.lock();
+        let Some((mut batch, mut size)) = queue.batches.pop_front() else {
+            let ended = || Error::retry("the replication stream has ended");
+            return queue.ended.then(|| Err(queue.error.take().unwrap_or_else(ended)));
+        };
+        // A batch that leaves a transaction open would take away the position of one before it.
+        while let Some((next, more)) = queue.batches.front()
+            && size + more <= BATCH_BYTES_MAX
+            && (batch.position.is_none() || next.position.is_some())
+        {
+            size += more;
+            let Some((next, _)) = queue.batches.pop_front() else { break };
+            batch.changes.extend(next.changes);
+            batch.position = next.position;
+        }
+        queue.bytes -= size;
+        self.room.notify_all();
+        Some(Ok(batch))
+    }
+
+    fn put(&self, batch: Batch) {
+        let size = batch.bytes() + batch.changes.len() * size_of::<Change>();
+        let mut queue = self.lock();
+        queue.bytes += size;
+        queue.batches.push_back((batch, size));
+        drop(queue);
+        self.arrived.notify_one();
+    }
+
+    /// Ends the queue behind what is in it.
+    pub(super) fn end(&self, error: Option<Error>) {
+        let mut queue = self.lock();
+        queue.ended = true;
+        queue.error = error;
+        drop(queue);
+        self.arrived.notify_one();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        // A queue of whole batches is sound whatever thread died with it.
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The thread's own state.
+pub(super) struct Reader {
+    stream: Stream,
+    frames: Frames,
+    assembler: Assembler,
+    catalog: Catalog,
+    shared: Arc<Shared>,
+    status_interval: Duration,
+    last_status: Instant,
+    sent_confirmed: u64,
+    answer_now: bool,
+    last_idle: Option<Instant>,
+    load: Load,
+    held_since: Option<Instant>,
+}
+
+impl Reader {
+    /// Takes over a connection in which the stream has begun.
+    pub(super) fn new(
+        (stream, mut frames): (Stream, Frames),
+        start: Position,
+        catalog: Catalog,
+        shared: Arc<Shared>,
+    ) -> io::Result<Self> {
+        frames.enlarge(BUFFER_BYTES);
+        stream.socket().set_timeouts(Some(WRITE_TIMEOUT))?;
+        stream.socket().set_read_timeout(Some(QUIET_READ))?;
+        let now = Instant::now();
+        Ok(Self {
+            stream,
+            frames,
+            assembler: Assembler::new(start),
+            catalog,
+            shared,
+            status_interval: STATUS_INTERVAL_MAX,
+            last_status: now,
+            sent_confirmed: 0,
+            answer_now: true,
+            last_idle: None,
+            load: Load { since: now, bytes: 0, high: false },
+            held_since: None,
+        })
+    }
+
+    /// Reports often enough for the server's `wal_sender_timeout` (0: it never times out).
+    #[must_use]
+    pub(super) fn with_sender_timeout(mut self, timeout: Duration) -> Self {
+        if !timeout.is_zero() {
+            self.status_interval = (timeout / 4).min(STATUS_INTERVAL_MAX);
+        }
+        self
+    }
+
+    /// Reads until it is stopped or the connection ends.
+    pub(super) fn run(mut self) {
+        let outcome = self.serve();
+        if outcome.is_ok() {
+            // A clean end tells the server what is confirmed, and frees the slot at once.
+            let _ = self.report().and_then(|()| self.stream.write_all(FAREWELL));
+            let _ = self.stream.flush();
+        }
+        self.shared.end(outcome.err());
+    }
+
+    fn serve(&mut self) -> Result<()> {
+        while !self.shared.stopped() {
+            self.report_if_due()?;
+            self.wait_for_room()?;
+            match self.frames.fill(&mut self.stream) {
+                Ok(0) if self.shared.stopped() => break,
+                Ok(0) => return Err(broken(io::ErrorKind::UnexpectedEof.into())),
+                Ok(read) => {
+                    self.note(read)?;
+                    let bytes = self.frames.take_whole()?;
+                    self.decode(bytes)?;
+                    self.hand_over_or_hold();
+                }
+                Err(error) if is_timeout(&error) => {
+                    self.set_load(false)?;
+                    self.hand_over();
+                }
+                Err(error) => return Err(broken(error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// While nobody takes what is here, only the server is kept informed.
+    fn wait_for_room(&mut self) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let mut queue = shared.lock();
+        while queue.bytes >= QUEUE_BYTES_MAX && !shared.stopped() {
+            let wait = CONFIRM_INTERVAL.min(self.status_interval);
+            let waited = shared.room.wait_timeout(queue, wait);
+            drop(waited.unwrap_or_else(PoisonError::into_inner));
+            self.report_if_due()?;
+            queue = shared.lock();
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, read: usize) -> Result<()> {
+        let now = Instant::now();
+        let high = self.load.note(read, now);
+        self.shared.stats.bytes.fetch_add(read as u64, Ordering::Relaxed);
+        self.set_load(high)
+    }
+
+    fn set_load(&mut self, high: bool) -> Result<()> {
+        if high != self.load.high {
+            self.load.high = high;
+            let timeout = if high { LOADED_READ } else { QUIET_READ };
+            self.stream.socket().set_read_timeout(Some(timeout)).map_err(broken)?;
+        }
+        Ok(())
+    }
+
+    fn decode(&mut self, mut bytes: Bytes) -> Result<()> {
+        while let Some(head) = bytes.first_chunk::<5>() {
+            let [tag, length @ ..] = *head;
+            // `take_whole` cut at a message's end, so the length lies within the bytes
+            let length = (u32::from_be_bytes(length) as usize + 1).min(bytes.len());
+            let mut message = bytes.split_to(length);
+            message.advance(5);
+            match tag {
+                b'd' => self.copy_data(message)?,
+                b'E' => {
+                    let error = super::failure::Failure::Server(ServerError::parse(&message));
+                    return Err(Error::from(error).context("while reading the stream"));
+                }
+                b'c' | b'C' => return Err(Error::retry("the server ended the stream")),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn copy_data(&mut self, mut message: Bytes) -> Result<()> {
+        match message.first() {
+            Some(b'w') if message.len() > 25 => {
+                message.advance(25); // start, end, and the time of sending
+                let catalog = &mut self.catalog;
+                assemble::feed(&mut self.assembler, message, &mut |r| catalog.resolve(r))
+            }
+            Some(b'k') if message.len() == 18 => {
+                message.advance(1);
+                let wal_end = Lsn(message.get_u64());
+                message.advance(8);
+                let wants_reply = message.get_u8() == 1;
+                self.shared.stats.server_end.fetch_max(wal_end.0, Ordering::Relaxed);
+                self.assembler.nothing_below(wal_end);
+                if wants_reply {
+                    self.answer_now = true;
+                    self.last_idle = None;
+                }
+                Ok(())
+            }
+            _ => Err(Error::retry("the server sent replication data of an unknown kind")),
+        }
+    }
+
+    fn hand_over_or_hold(&mut self) {
+        let now = Instant::now();
+        let held = *self.held_since.get_or_insert(now);
+        let enough = self.assembler.bytes() >= HOLD_BYTES || now - held >= HOLD_MAX;
+        if !self.load.high || enough {
+            self.hand_over();
+        }
+        if self.load.high {
+            std::thread::sleep(COALESCE);
+        }
+    }
+
+    fn hand_over(&mut self) {
+        self.held_since = None;
+        let idle_due = self.last_idle.is_none_or(|last| last.elapsed() >= IDLE_INTERVAL);
+        if (self.assembler.has_closed() || (self.assembler.has_moved() && idle_due))
+            && let Some(batch) = self.assembler.take_closed()
+        {
+            if batch.changes.is_empty() {
+                self.last_idle = Some(Instant::now());
+            }
+            self.put(batch);
+        }
+        if self.assembler.bytes() >= OPEN_BYTES_MAX
+            && let Some(batch) = self.assembler.take_open()
+        {
+            self.put(batch);
+        }
+    }
+
+    fn put(&self, batch: Batch) {
+        let stats = &self.shared.stats;
+        stats.changes.fetch_add(batch.changes.len() as u64, Ordering::Relaxed);
+        stats.last_message_us.store(Timestamp::now().0, Ordering::Relaxed);
+        if let Some(position) = batch.position {
+            stats.received.fetch_max(position.lsn.0, Ordering::Relaxed);
+            stats.server_end.fetch_max(position.lsn.0, Ordering::Relaxed);
+        }
+        self.shared.put(batch);
+    }
+
+    fn report_if_due(&mut self) -> Result<()> {
+        let waited = self.last_status.elapsed();
+        let news = self.shared.confirmed.load(Ordering::Acquire) > self.sent_confirmed;
+        let due = self.answer_now
+            || waited >= self.status_interval
+            || (news && waited >= CONFIRM_INTERVAL);
+        if due { self.report().map_err(broken) } else { Ok(()) }
+    }
+
+    /// `Standby status update`: what is written, flushed and applied is one position, the confirmed.
+    fn report(&mut self) -> io::Result<()> {
+        let confirmed = self.shared.confirmed.load(Ordering::Acquire);
+        let clock = Timestamp::now().0 - 946_684_800_000_000;
+        let mut out = Vec::with_capacity(39);
+        out.put_u8(b'd');
+        out.put_u32(38);
+        out.put_u8(b'r');
+        out.put_u64(confirmed);
+        out.put_u64(confirmed);
+        out.put_u64(confirmed);
+        out.put_i64(clock);
+        out.put_u8(0);
+        crate::failpoint::reach("source::before_confirm");
+        self.stream.write_all(&out)?;
+        self.stream.flush()?;
+        crate::failpoint::reach("source::after_confirm");
+        self.sent_confirmed = confirmed;
+        self.shared.stats.confirmed.fetch_max(confirmed, Ordering::Relaxed);
+        self.last_status = Instant::now();
+        self.answer_now = false;
+        Ok(())
+    }
+}
+
+/// CopyDone and Terminate.
+const FAREWELL: &[u8] = b"c\0\0\0\x04X\0\0\0\x04";
+
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+}
+
+/// How much arrives.
+struct Load {
+    since: Instant,
+    bytes: usize,
+    high: bool,
+}
+
+impl Load {
+    /// Counts a read, and says whether the stream is under load.
+    fn note(&mut self, read: usize, now: Instant) -> bool {
+        self.bytes += read;
+        let elapsed = now - self.since;
+        if elapsed < LOAD_WINDOW {
+            return self.high;
+        }
+        let high = self.bytes as u128 * 1000 >= LOAD_BYTES_PER_MS * elapsed.as_micros();
+        self.since = now;
+        self.bytes = 0;
+        high
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_steady_thousand_changes_a_second_is_no_load_and_a_backlog_is() {
+        let start = Instant::now();
+        let mut load = Load { since: start, bytes: 0, high: false };
+        for tick in 1..=100 {
+            assert!(!load.note(250, start + Duration::from_millis(tick)));
+        }
+        let later = start + Duration::from_millis(100);
+        assert!((1..=20).any(|tick| load.note(2_000, later + Duration::from_micros(tick * 100))));
+    }
+
+    fn batch(position: Option<u64>, count: usize) -> Batch {
+        let change = Change {
+            offset: 0,
+            op: crate::change::Op::Message,
+            index: 0,
+            closes_transaction: false,
+            transaction: crate::change::Transaction::default(),
+            table: None,
+            before: crate::change::Before::Nothing,
+            after: None,
+            message: None,
+        };
+        let at = |lsn| Position { timeline: 1, lsn: Lsn(lsn), index: 0 };
+        Batch { changes: vec![change; count], position: position.map(at) }
+    }
+
+    #[test]
+    fn what_waits_is_merged_but_never_behind_an_open_end() {
+        let shared = Shared::new(Lsn(0), Arc::default());
+        for (position, count) in [(Some(1), 1), (Some(2), 2), (None, 1), (None, 1), (Some(3), 1)] {
+            shared.put(batch(position, count));
+        }
+        let sizes = |batch: Batch| (batch.changes.len(), batch.position.map(|at| at.lsn.0));
+        assert_eq!(sizes(shared.take().unwrap().unwrap()), (3, Some(2)));
+        assert_eq!(sizes(shared.take().unwrap().unwrap()), (3, Some(3)));
+        assert!(shared.take().is_none());
+        assert_eq!(shared.lock().bytes, 0);
+    }
+
+    #[test]
+    fn an_error_comes_after_all_that_was_read_before_it() {
+        let shared = Shared::new(Lsn(0), Arc::default());
+        shared.put(batch(Some(1), 1));
+        shared.end(Some(Error::config("gone")));
+        assert!(shared.take().unwrap().is_ok());
+        assert_eq!(shared.take().unwrap().unwrap_err().summary(), "gone");
+        assert!(shared.take().unwrap().is_err());
+    }
+
+    #[test]
+    fn what_is_confirmed_never_falls() {
+        let shared = Shared::new(Lsn(10), Arc::default());
+        shared.confirm(Lsn(30));
+        shared.confirm(Lsn(20));
+        assert_eq!(shared.confirmed.load(Ordering::Acquire), 30);
+    }
+}

@@ -1,0 +1,209 @@
+//! What an operator sees and does: stop, restart, lag, missing changes, readiness, clean-up.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::kit::{Answer, Cluster, FileRecorder, Recorder, Server, Stop, source_toml, wait_for};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+const TABLE: &str = "create table t (id int primary key, v text)";
+
+struct Scene {
+    cluster: Cluster,
+    hook: Recorder,
+    server: Server,
+    file: FileRecorder,
+}
+
+impl Scene {
+    async fn set() -> Self {
+        let cluster = Cluster::start().await;
+        cluster.sql(TABLE).await;
+        let hook = Recorder::start().await;
+        let source = source_toml("app", &cluster.unix_url());
+        let server = Server::new(&format!(
+            "{source}\n[sink.lake]\nkind = \"file\"\npath = \"lake.jsonl\"\n\n\
+             [sink.hook]\nkind = \"webhook\"\nurl = \"{}\"\nretry_ms_min = 20\nretry_ms_max = 100\n",
+            hook.url()
+        ));
+        let file = FileRecorder::new(server.path("lake.jsonl"));
+        let mut scene = Self { cluster, hook, server, file };
+        scene.server.start_ready().await;
+        scene
+    }
+
+    async fn insert(&self, ids: std::ops::Range<u32>) {
+        let statement =
+            format!("insert into t select generate_series({}, {})", ids.start, ids.end - 1);
+        self.cluster.sql(&statement).await;
+    }
+
+    async fn status(&self) -> Value {
+        serde_json::from_str(&self.server.get("/status").await.1).expect("JSON")
+    }
+
+    fn walrace(&self, arguments: &[&str]) -> (Option<i32>, String, String) {
+        let output = self.server.run(arguments);
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    }
+}
+
+#[tokio::test]
+async fn a_signal_ends_it_in_time_and_nothing_is_lost() {
+    let mut scene = Scene::set().await;
+    scene.insert(0..500).await;
+    assert!(scene.server.stop().await.success(), "SIGTERM is a clean end");
+    scene.insert(500..600).await;
+    scene.server.start_ready().await;
+    let changes = scene.file.wait_until(PATIENCE, |seen| seen.len() >= 600).await;
+    assert_eq!(changes.len(), 600);
+    let hooked = scene.hook.wait_until(|seen| seen.len() >= 600).await;
+    assert_eq!(hooked.len(), 600, "a clean stop delivers nothing twice");
+}
+
+#[tokio::test]
+async fn capture_goes_on_by_itself_after_the_database_restarts() {
+    let mut scene = Scene::set().await;
+    scene.insert(0..10).await;
+    scene.file.wait_until(PATIENCE, |seen| seen.len() == 10).await;
+    scene.cluster.restart(Stop::Immediate).await;
+    scene.insert(10..20).await;
+    let changes = scene.file.wait_until(PATIENCE, |seen| seen.len() >= 20).await;
+    assert_eq!(changes.len(), 20);
+}
+
+#[tokio::test]
+async fn each_sink_has_a_position_of_its_own_that_survives_a_restart() {
+    let mut scene = Scene::set().await;
+    scene.hook.always(Answer::Refuse(503));
+    scene.insert(0..50).await;
+    scene.file.wait_until(PATIENCE, |seen| seen.len() == 50).await;
+    scene.hook.wait_until_asked(2).await;
+    scene.server.kill();
+    scene.server.start_ready().await;
+    scene.hook.wait_until_asked(4).await;
+    let status = scene.status().await;
+    let sink = |name: &str| {
+        status["sinks"].as_array().unwrap().iter().find(|s| s["name"] == name).unwrap().clone()
+    };
+    assert_eq!((&sink("lake")["cursor"], &sink("hook")["cursor"]), (&json!(50), &json!(0)));
+    assert_eq!(sink("hook")["state"], "waiting");
+    scene.hook.always(Answer::Accept);
+    let hooked = scene.hook.wait_until(|seen| seen.len() >= 50).await;
+    assert_eq!(hooked.len(), 50);
+    assert_eq!(scene.file.changes().len(), 50);
+}
+
+#[tokio::test]
+async fn one_command_answers_which_committed_changes_a_sink_is_missing() {
+    let scene = Scene::set().await;
+    scene.hook.always(Answer::Refuse(503));
+    scene.insert(0..7).await;
+    scene.file.wait_until(PATIENCE, |seen| seen.len() == 7).await;
+    let (code, lines, said) = scene.walrace(&["missing", "--sink", "hook", "--json"]);
+    assert_eq!((code, lines.lines().count()), (Some(3), 7), "{said}");
+    let first: Value = serde_json::from_str(lines.lines().next().unwrap()).unwrap();
+    assert_eq!(first["after"]["id"], 0);
+    let (code, lines, said) = scene.walrace(&["missing", "--sink", "lake"]);
+    assert_eq!((code, lines.as_str()), (Some(0), ""), "{said}");
+    scene.hook.always(Answer::Accept);
+    scene.hook.wait_until(|seen| seen.len() == 7).await;
+}
+
+#[tokio::test]
+async fn the_lag_query_of_the_database_equals_the_lag_that_is_exported() {
+    let scene = Scene::set().await;
+    scene.insert(0..100).await;
+    let query = "select pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint from pg_replication_slots";
+    let same = async || {
+        let exported =
+            scene.server.metric("walrace_source_retained_wal_bytes", &["source=\"app\""]).await?;
+        let asked = scene.cluster.value(query).await.as_f64()?;
+        ((exported - asked).abs() < 200_000.0).then_some(())
+    };
+    wait_for(PATIENCE, same, || "the two never agree".to_owned()).await;
+}
+
+#[tokio::test]
+async fn log_lag_journal_and_sink_lag_are_separate_numbers() {
+    let scene = Scene::set().await;
+    scene.hook.always(Answer::Refuse(503));
+    scene.insert(0..30).await;
+    scene.file.wait_until(PATIENCE, |seen| seen.len() == 30).await;
+    let metric = async |name: &str, label: &str| scene.server.metric(name, &[label]).await.unwrap();
+    assert_eq!(metric("walrace_sink_behind_changes", "sink=\"hook\"").await, 30.0);
+    assert_eq!(metric("walrace_sink_behind_changes", "sink=\"lake\"").await, 0.0);
+    assert_eq!(metric("walrace_journal_end_offset", "source=\"app\"").await, 30.0);
+    assert!(metric("walrace_source_behind_bytes", "source=\"app\"").await < 1e6);
+    assert!(metric("walrace_sink_behind_bytes", "sink=\"hook\"").await > 0.0);
+}
+
+#[tokio::test]
+async fn a_refused_change_stops_its_sink_alone_and_says_which_and_why() {
+    let scene = Scene::set().await;
+    scene.hook.always(Answer::Refuse(422));
+    scene.insert(0..5).await;
+    scene.file.wait_until(PATIENCE, |seen| seen.len() == 5).await;
+    let stopped = async || {
+        let (code, body) = scene.server.get("/ready").await;
+        (code == 503).then_some(body)
+    };
+    let body = wait_for(PATIENCE, stopped, || "still ready".to_owned()).await;
+    assert!(
+        body.contains("sink hook") && body.contains("offset 0") && body.contains("422"),
+        "{body}"
+    );
+    scene.insert(5..9).await;
+    scene.file.wait_until(PATIENCE, |seen| seen.len() == 9).await;
+}
+
+#[tokio::test]
+async fn one_command_drops_slot_and_publication_and_a_fresh_start_works() {
+    let mut scene = Scene::set().await;
+    scene.insert(0..3).await;
+    scene.file.wait_until(PATIENCE, |seen| seen.len() == 3).await;
+    scene.server.stop().await;
+    let (code, said, failure) = scene.walrace(&["source", "drop", "app"]);
+    assert_eq!(code, Some(0), "{said}{failure}");
+    let left = "select (select count(*) from pg_replication_slots) + (select count(*) from pg_publication)";
+    assert_eq!(scene.cluster.value(left).await, 0);
+    std::fs::remove_dir_all(scene.server.path("data")).unwrap();
+    std::fs::remove_file(scene.server.path("lake.jsonl")).unwrap();
+    std::fs::remove_file(scene.server.path("lake.jsonl.walrace")).unwrap();
+    scene.server.start_ready().await;
+    scene.insert(3..5).await;
+    let changes = scene.file.wait_until(PATIENCE, |seen| seen.len() >= 2).await;
+    assert_eq!(changes[0]["after"]["id"], 3);
+}
+
+#[tokio::test]
+async fn metrics_pass_promtool() {
+    let scene = Scene::set().await;
+    let (_, text) = scene.server.get("/metrics").await;
+    let mut promtool = std::process::Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("promtool: scripts/install.sh test installs Debian's prometheus");
+    std::io::Write::write_all(&mut promtool.stdin.take().unwrap(), text.as_bytes()).unwrap();
+    let output = promtool.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}\n{text}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[tokio::test]
+async fn live_changes_stream_over_http_from_any_offset() {
+    let scene = Scene::set().await;
+    scene.insert(0..20).await;
+    scene.file.wait_until(PATIENCE, |seen| seen.len() == 20).await;
+    let (code, body) = scene.server.get("/sources/app/changes?from=5&to=8").await;
+    let offsets: Vec<_> = body
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["offset"].clone())
+        .collect();
+    assert_eq!((code, offsets), (200, vec![json!(5), json!(6), json!(7)]));
+    let (code, body) = scene.server.get("/sources/app/changes?from=nonsense").await;
+    assert_eq!(code, 400, "{body}");
+}
