@@ -15,7 +15,7 @@ use super::Failure;
 use crate::{
     config,
     error::{Error, Result},
-    format::Encoder,
+    format::{Encoder, Names},
     journal::{Limits, Reader},
     runtime::Walrace,
     transform::Filter,
@@ -68,14 +68,15 @@ pub(super) async fn of_source(
         },
     };
     let filter = Filter::select(list(show.tables.as_deref()), operations(&show)?)?;
-    let lines = Lines { reader: journal.reader(from)?, filter, to: show.to, walrace, source };
-    Ok(lines.into_body())
+    let lines = Lines { reader: journal.reader(from)?, filter, to: show.to, walrace };
+    Ok(lines.into_body(show.style))
 }
 
 /// `GET /sinks/{sink}/missing`: the committed changes in the journal that the sink does not have.
 pub(super) async fn missing(
     State(walrace): State<Arc<Walrace>>,
     Path(name): Path<String>,
+    Query(show): Query<Show>,
 ) -> Result<impl IntoResponse, Failure> {
     let status = walrace.status();
     let sink = status.sinks.into_iter().find(|sink| sink.name == name);
@@ -83,7 +84,7 @@ pub(super) async fn missing(
     let journal = walrace.journal(&sink.source)?;
     let (reader, end) = (journal.reader(sink.cursor)?, journal.end());
     let filter = walrace.filter_of(&name)?;
-    Ok(Lines { reader, filter, to: Some(end), walrace, source: sink.source }.into_body())
+    Ok(Lines { reader, filter, to: Some(end), walrace }.into_body(show.style))
 }
 
 struct Lines {
@@ -91,17 +92,24 @@ struct Lines {
     filter: Filter,
     to: Option<u64>,
     walrace: Arc<Walrace>,
-    source: String,
 }
 
 impl Lines {
-    fn into_body(self) -> impl IntoResponse {
-        let encoder = Encoder::new(config::Format::Native, crate::format::Names::of(&self.source));
+    fn into_body(self, style: Style) -> impl IntoResponse + use<> {
+        let encoder = match style {
+            Style::Json => Encoder::new(config::Format::Native, &Names::default()),
+            Style::Plain => Encoder::pretty(false),
+            Style::Colour => Encoder::pretty(true),
+        };
+        let kind = match style {
+            Style::Json => "application/x-ndjson",
+            Style::Plain | Style::Colour => "text/plain; charset=utf-8",
+        };
         let chunks = stream::unfold((self, encoder), |(mut lines, mut encoder)| async move {
             let chunk = lines.chunk(&mut encoder).await?;
             Some((chunk, (lines, encoder)))
         });
-        ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(chunks))
+        ([(header::CONTENT_TYPE, kind)], Body::from_stream(chunks))
     }
 
     /// The next lines; `None` at the end. An error ends the body without its proper close, which
