@@ -30,11 +30,11 @@ lint: ## formatting and clippy, warnings are errors
 
 # The advisory database is fetched from GitHub, so it is a target of its own: CI has no way there.
 .PHONY: deny
-deny: install-test ## licences, banned crates and sources of the dependencies
+deny: install-check ## licences, banned crates and sources of the dependencies
 	$(TOOLS) cargo deny --locked check bans licenses sources
 
 .PHONY: advisories
-advisories: install-test ## known vulnerabilities of the dependencies (fetches the database)
+advisories: install-check ## known vulnerabilities of the dependencies (fetches the database)
 	$(TOOLS) cargo deny --locked check advisories
 
 .PHONY: tidy
@@ -71,3 +71,7 @@ clean: ## remove what was built (not what was installed)
 .PHONY: install-test
 install-test:
 	@scripts/install.sh test
+
+.PHONY: install-check
+install-check:
+	@scripts/install.sh check

@@ -1,5 +1,5 @@
 # Where the scripts keep what they install: outside the clone, and readable by the user `postgres`.
-# Sourced by install.sh and .ci/run, and printed for the Makefile by `environment.sh` itself.
+# Sourced by install.sh, .ci/run and the recipes of the Makefile.
 
 if [ -z "${WALRACE_CACHE:-}" ]; then
     if [ "$(id -u)" = 0 ]; then

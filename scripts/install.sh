@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Installs what the demo, the tests or the benchmark need, and nothing twice.
+# Installs what the demo, the tests, the checks of CI or the benchmark need, and nothing twice.
 #
-#   scripts/install.sh [demo|test|bench|all]
+#   scripts/install.sh [demo|test|check|bench|all]
 #
 # On Debian (or Ubuntu), as root or with sudo, it installs packages with apt-get; everything else
 # goes below $WALRACE_CACHE (/var/cache/walrace for root, else ~/.cache/walrace). Elsewhere it says
@@ -18,7 +18,7 @@ readonly CARGO_DENY_VERSION=0.20.2
 
 main() {
     local what="${1:-all}"
-    case "$what" in demo | test | bench | all) ;; *)
+    case "$what" in demo | test | check | bench | all) ;; *)
         sed -n '2,8s/^# \{0,1\}//p' "$0"
         exit 2
         ;;
@@ -26,13 +26,15 @@ main() {
     need_rust
     need_debian_packages "$what"
     mkdir -p "$WALRACE_CACHE"
-    if [ "$what" = test ] || [ "$what" = all ]; then
+    if needs_servers "$what"; then
         for version in "${POSTGRES_VERSIONS[@]}"; do need_postgres "$version"; done
         need_promtool
         need_cargo_tool cargo-nextest "$NEXTEST_VERSION"
-        need_cargo_tool cargo-deny "$CARGO_DENY_VERSION"
     fi
+    case "$what" in check | all) need_cargo_tool cargo-deny "$CARGO_DENY_VERSION" ;; esac
 }
+
+needs_servers() { case "$1" in test | check | all) ;; *) return 1 ;; esac }
 
 say() { printf 'install: %s\n' "$*" >&2; }
 
@@ -59,7 +61,7 @@ need_debian_packages() {
     command -v cc >/dev/null || missing+=(gcc libc6-dev)
     command -v make >/dev/null || missing+=(make)
     if [ "$1" != demo ]; then command -v python3 >/dev/null || missing+=(python3); fi
-    if [ "$1" = test ] || [ "$1" = all ]; then
+    if needs_servers "$1"; then
         command -v openssl >/dev/null || missing+=(openssl)
         has_all_postgres_versions || command -v npm >/dev/null || missing+=(npm)
     fi

@@ -97,6 +97,9 @@ fn files_functions_and_lines_stay_small() {
                 problems.push(format!("{}:{line}: `{name}` has {lines} lines", file.display()));
             }
         }
+        if file.starts_with("tests") {
+            continue; // what rustfmt leaves longer there is SQL and JSON
+        }
         for (number, line) in text.lines().enumerate() {
             let columns = line.chars().count();
             if columns > COLUMNS_MAX && !line.contains("://") {

@@ -294,7 +294,7 @@ impl Cluster {
         Session::open(&config).await
     }
 
-    /// Runs statements; each alone is a transaction of its own unless the text says `begin`.
+    /// Runs statements, all of them in one transaction unless the text says otherwise.
     pub(crate) async fn sql(&self, statements: &str) {
         let session = self.connect().await;
         if let Err(error) = session.batch_execute(statements).await {

@@ -88,6 +88,8 @@ impl Ledger {
             let (socket_dir, port) = (cluster.socket_dir(), cluster.port());
             let mut config = tokio_postgres::Config::new();
             config.host_path(socket_dir).port(port).user("postgres").dbname("postgres");
+            // Sessions deadlock often here, and each deadlock would cost the default of a second.
+            config.options("-c deadlock_timeout=10ms");
             let writer = Writer {
                 rng: Rng::with_seed(pace.seed.wrapping_mul(1_000).wrapping_add(number)),
                 next_no: number * 1_000_000_000,

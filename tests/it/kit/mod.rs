@@ -19,6 +19,7 @@ mod scratch;
 mod server;
 mod wait;
 
+mod ledger_test;
 mod self_test;
 
 pub(crate) use cluster::{Cluster, Session, Setup, Snapshot, Stop};

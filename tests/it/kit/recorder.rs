@@ -77,7 +77,18 @@ struct Script {
     next: VecDeque<Answer>,
     always: Option<Answer>,
     stored: Vec<Request>,
+    /// The changes of `stored`, parsed once: a condition is asked again and again.
+    changes: Vec<Value>,
     asked: usize,
+}
+
+impl Script {
+    fn store(&mut self, request: Request) {
+        if serde_json::from_slice::<serde::de::IgnoredAny>(&request.body).is_ok() {
+            self.changes.extend(request.changes());
+        }
+        self.stored.push(request);
+    }
 }
 
 /// An HTTP target that remembers what arrived and fails as a test asks.
@@ -139,9 +150,9 @@ impl Recorder {
         self.script.lock().unwrap().stored.clone()
     }
 
-    /// The changes of the requests that were stored.
+    /// The changes of the requests that were stored, where their bodies are JSON.
     pub(crate) fn changes(&self) -> Vec<Value> {
-        self.stored().iter().flat_map(Request::changes).collect()
+        self.script.lock().unwrap().changes.clone()
     }
 
     /// How many requests came, stored or not.
@@ -151,11 +162,9 @@ impl Recorder {
 
     /// Waits until the stored changes satisfy a condition, and gives them.
     pub(crate) async fn wait_until(&self, condition: impl Fn(&[Value]) -> bool) -> Vec<Value> {
-        let probe = async || {
-            let changes = self.changes();
-            condition(&changes).then_some(changes)
-        };
-        wait_for(Duration::from_secs(30), probe, || self.describe()).await
+        let probe = async || condition(&self.script.lock().unwrap().changes).then_some(());
+        wait_for(Duration::from_secs(30), probe, || self.describe()).await;
+        self.changes()
     }
 
     /// Waits until so many requests came, stored or not.
@@ -165,12 +174,12 @@ impl Recorder {
     }
 
     fn describe(&self) -> String {
-        let changes = self.changes();
-        let last = changes.last().map(ToString::to_string).unwrap_or_default();
+        let script = self.script.lock().unwrap();
+        let last = script.changes.last().map(ToString::to_string).unwrap_or_default();
+        let (stored, changes) = (script.stored.len(), script.changes.len());
         format!(
-            "{} requests came, {} changes were stored, the last is {last}",
-            self.asked(),
-            changes.len()
+            "{} requests came, {stored} were stored with {changes} changes, the last is {last}",
+            script.asked
         )
     }
 }
@@ -191,7 +200,7 @@ async fn converse(mut stream: TcpStream, script: Arc<Mutex<Script>>) {
                     | Answer::Reply { .. }
                     | Answer::StoreThenDisconnect
             ) {
-                script.stored.push(request);
+                script.store(request);
             }
             answer
         };
