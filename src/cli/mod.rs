@@ -19,6 +19,7 @@ pub mod completions;
 pub mod config;
 pub mod init;
 pub mod instance;
+pub mod journal;
 pub mod lag;
 pub mod log;
 pub mod man;
@@ -96,6 +97,9 @@ pub enum Command {
     /// Slots and publications of the databases that are captured
     #[command(subcommand)]
     Source(source::Command),
+    /// What a journal holds, and whether a byte of it was altered
+    #[command(subcommand)]
+    Journal(journal::Command),
     /// Print the completions of a shell
     Completions(completions::Args),
     /// Write the manual pages into a directory
@@ -114,6 +118,7 @@ impl Cli {
             Command::Missing(args) => missing::run(args, &self.global).await,
             Command::Config(command) => config::run(command, &self.global).await,
             Command::Source(command) => source::run(command, &self.global).await,
+            Command::Journal(command) => journal::run(command, &self.global).await,
             Command::Completions(args) => completions::run(args).await,
             Command::Man(args) => man::run(args).await,
         }

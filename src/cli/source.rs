@@ -6,6 +6,7 @@ use clap::Subcommand;
 
 use super::{Global, lag::bytes_text, print, tail::only_source};
 use crate::{
+    change::Batch,
     config::{self, Config},
     error::{Class, Classify, Error, Result},
     journal::Journal,
@@ -99,7 +100,9 @@ async fn accept_gap(config: &Config, name: &str, source: &config::Postgres) -> R
     };
     let gap = postgres::accept_gap(name, source, known).await?;
     let text = format!("source {name}: recorded a gap from {} to {}: {}\n", gap.from, gap.to, gap.reason);
+    let position = Some(gap.to);
     journal.record_gap(gap).await?;
+    journal.append(Batch { changes: Vec::new(), position }).await?;
     print(&text)
 }
 

@@ -45,7 +45,7 @@ pub use self::{
     verify::{Dump, Inspection, read_segment},
 };
 use crate::{
-    change::{Batch, Position, Timestamp},
+    change::{Batch, Gap, Origin, Position, Timestamp},
     disk::Disk,
     error::{Class, Classify, Error, Result},
 };
@@ -66,28 +66,6 @@ pub struct Options {
     pub ring_bytes_max: usize,
     /// This much of the volume stays free.
     pub reserve_bytes: u64,
-}
-
-/// The database that a journal was filled from: it is compared on every connect.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Origin {
-    /// PostgreSQL's system identifier, as text.
-    pub system: String,
-    /// The database's name.
-    pub database: String,
-    /// The replication slot.
-    pub slot: String,
-}
-
-/// Why the journal may lack a range of the source's history.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Gap {
-    /// The last position that the journal has for certain.
-    pub from: Position,
-    /// Where it goes on.
-    pub to: Position,
-    /// What happened, for people.
-    pub reason: String,
 }
 
 /// What may be removed.
@@ -313,6 +291,16 @@ impl Journal {
     /// at or after `time`. Blocks for a look at one segment's block headers.
     pub fn offset_at(&self, time: Timestamp) -> Result<u64> {
         self.store.offset_at(time)
+    }
+
+    /// Bytes on disk from the change at `offset` on, within a segment by its share of changes.
+    pub fn bytes_from(&self, offset: u64) -> u64 {
+        self.store.bytes_from(offset)
+    }
+
+    /// The first offset of the second segment: what could be read after the oldest is removed.
+    pub fn second_segment_start(&self) -> Option<u64> {
+        self.store.view().segments.get(1).map(|segment| segment.base)
     }
 
     /// Removes whole segments, the oldest first, and returns the bytes that were freed.

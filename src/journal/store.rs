@@ -223,6 +223,19 @@ impl Store {
         .remedy(format!("rewind to {start}, and backfill what lies before it"))
     }
 
+    /// Bytes on disk from `offset` on; within its segment by its share of the changes.
+    pub(super) fn bytes_from(&self, offset: u64) -> u64 {
+        let end = self.end();
+        let view = self.view();
+        let next = view.segments.iter().skip(1).map(|segment| segment.base).chain([end]);
+        let segments = view.segments.iter().zip(next).filter(|(_, next)| *next > offset);
+        let bytes = segments.map(|(segment, next)| {
+            let (changes, left) = (next - segment.base.min(next), next - offset.max(segment.base));
+            if changes == 0 { 0.0 } else { segment.bytes as f64 * left as f64 / changes as f64 }
+        });
+        bytes.sum::<f64>() as u64
+    }
+
     pub(super) fn info(&self) -> Info {
         let end = self.end();
         let view = self.view();

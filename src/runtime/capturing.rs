@@ -13,10 +13,11 @@ use tracing::debug;
 
 use super::{
     part::{Backoff, Next, Part},
+    pulse::Pulse,
     status::SourceStatus,
 };
 use crate::{
-    change::{Batch, Lsn},
+    change::{Batch, Lsn, Timestamp},
     config,
     error::{Error, Result},
     journal::Journal,
@@ -28,7 +29,10 @@ const RECONNECT_MIN: Duration = Duration::from_millis(200);
 const RECONNECT_MAX: Duration = Duration::from_secs(15);
 
 /// How often the server is asked what WAL it keeps for the slot.
-const WATCH_EVERY: Duration = Duration::from_secs(10);
+const ASK_EVERY: Duration = Duration::from_secs(10);
+
+/// How often the journal's growth is noted.
+const PULSE: Duration = Duration::from_secs(1);
 
 /// One source with its journal.
 #[derive(Debug)]
@@ -37,6 +41,7 @@ pub(super) struct Capturing {
     config: config::Source,
     pub(super) journal: Journal,
     part: Part,
+    pub(super) pulse: Arc<Pulse>,
     first_offset: u64,
     stats: Mutex<Option<Arc<Stats>>>,
     retained_wal_bytes: AtomicU64,
@@ -67,6 +72,7 @@ impl Capturing {
             name: name.to_owned(),
             config,
             part: Part::new("source", name),
+            pulse: Arc::default(),
             first_offset: journal.end(),
             journal,
             stats: Mutex::default(),
@@ -143,23 +149,32 @@ impl Capturing {
         pipeline::capture(source.as_mut(), &self.journal, stop).await
     }
 
-    /// Asks the server now and then how much WAL it keeps for the slot.
+    /// Notes when the journal grows, and asks the server now and then how much WAL it keeps for the
+    /// slot.
     pub(super) async fn watch(self: Arc<Self>, stop: CancellationToken) {
+        let mut asked = None::<Instant>;
         loop {
-            if self.part.state().0.is_running() {
-                let config::Source::Postgres(config) = &self.config;
-                match source::postgres::status(&self.name, config).await {
-                    Ok(status) => {
-                        let bytes = status.slot.map_or(UNKNOWN, |slot| slot.retained_bytes);
-                        self.retained_wal_bytes.store(bytes, Relaxed);
-                    }
-                    Err(error) => debug!("cannot ask what WAL is kept for {}: {error}", self.name),
-                }
+            self.pulse.note(Timestamp::now(), self.journal.end());
+            let due = asked.is_none_or(|at| at.elapsed() >= ASK_EVERY);
+            if due && self.part.state().0.is_running() {
+                asked = Some(Instant::now());
+                self.ask().await;
             }
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(WATCH_EVERY) => {}
+                () = tokio::time::sleep(PULSE) => {}
             }
+        }
+    }
+
+    async fn ask(&self) {
+        let config::Source::Postgres(config) = &self.config;
+        match source::postgres::status(&self.name, config).await {
+            Ok(status) => {
+                let bytes = status.slot.map_or(UNKNOWN, |slot| slot.retained_bytes);
+                self.retained_wal_bytes.store(bytes, Relaxed);
+            }
+            Err(error) => debug!("cannot ask what WAL is kept for {}: {error}", self.name),
         }
     }
 

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     part::{Backoff, Next, Part},
+    pulse::Pulse,
     status::SinkStatus,
 };
 use crate::{
@@ -33,6 +34,7 @@ pub(super) struct Delivering {
     config: config::Sink,
     context: sink::Context,
     pub(super) journal: Journal,
+    pulse: Arc<Pulse>,
     catalog: Catalog,
     part: Part,
     stats: Arc<SinkStats>,
@@ -45,7 +47,7 @@ impl Delivering {
     pub(super) fn new(
         name: &str,
         config: config::Sink,
-        (journal, catalog): (Journal, Catalog),
+        (journal, pulse, catalog): (Journal, Arc<Pulse>, Catalog),
         context: sink::Context,
     ) -> Self {
         Self {
@@ -53,6 +55,7 @@ impl Delivering {
             config,
             context,
             journal,
+            pulse,
             catalog,
             part: Part::new("sink", name),
             stats: Arc::default(),
@@ -201,8 +204,7 @@ impl Delivering {
     pub(super) fn status(&self) -> SinkStatus {
         let (state, since) = self.part.state();
         let (cursor, end) = (self.stats.cursor(), self.journal.end());
-        let oldest = self.journal.appended_at(cursor);
-        let age = oldest.map_or(0, |at| (Timestamp::now().0 - at.0).max(0));
+        let age = self.pulse.age_seconds(Timestamp::now(), cursor);
         SinkStatus {
             name: self.name.clone(),
             source: self.context.source.clone(),
@@ -212,7 +214,7 @@ impl Delivering {
             recorded: self.stats.recorded(),
             behind_changes: end.saturating_sub(cursor),
             behind_bytes: self.journal.bytes_from(cursor),
-            behind_seconds: if cursor < end { age as f64 / 1e6 } else { 0.0 },
+            behind_seconds: if cursor < end { age } else { 0.0 },
             lost_changes: self.lost_changes.load(Relaxed),
             totals: self.stats.totals(),
         }

@@ -7,6 +7,7 @@
 mod capturing;
 mod delivering;
 mod part;
+mod pulse;
 mod retention;
 mod status;
 
@@ -73,14 +74,15 @@ impl Walrace {
             let mut sink = sink.clone();
             sink.batch_bytes_max = sink.batch_bytes_max.min(bytes_max);
             let source = config.source_of(&sink).to_owned();
-            let journal = source_of(&sources, &source)?.journal.clone();
+            let capturing = source_of(&sources, &source)?;
+            let (journal, pulse) = (capturing.journal.clone(), Arc::clone(&capturing.pulse));
             let context = sink::Context {
                 disk: RealDisk::shared(),
                 lineage: journal.lineage(),
                 source,
                 queues: queues.clone(),
             };
-            let delivering = Delivering::new(name, sink, (journal, catalog.clone()), context);
+            let delivering = Delivering::new(name, sink, (journal, pulse, catalog.clone()), context);
             delivering.register().await?;
             sinks.insert(name.clone(), Arc::new(delivering));
         }

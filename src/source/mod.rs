@@ -5,10 +5,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::{
-    change::{Batch, Position},
+    change::{Batch, Origin, Position},
     config,
     error::Result,
-    journal::Origin,
 };
 
 pub mod postgres;

@@ -13,6 +13,8 @@
 mod capture;
 mod chaos;
 mod journal;
+mod journal_power_cut;
+mod journal_damage;
 mod kit;
 mod operation;
 mod source;

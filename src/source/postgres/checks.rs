@@ -10,9 +10,8 @@ use super::{
     wire::Client,
 };
 use crate::{
-    change::{Lsn, Position},
+    change::{Gap, Lsn, Origin, Position},
     error::{Error, Result},
-    journal::{Gap, Origin},
     source::Known,
 };
 

@@ -14,10 +14,9 @@ use async_trait::async_trait;
 
 use super::{Known, Opened, Source};
 use crate::{
-    change::{Batch, Position},
+    change::{Batch, Gap, Origin, Position},
     config,
     error::{Class, Classify, Error, Result, ResultExt},
-    journal::{Gap, Origin},
 };
 
 mod assemble;
