@@ -79,10 +79,11 @@ impl Walrace {
             let context = sink::Context {
                 disk: RealDisk::shared(),
                 lineage: journal.lineage(),
-                source,
+                names: names(config.source.get(&source), &source, name),
                 queues: queues.clone(),
+                filtered: Arc::default(),
             };
-            let delivering = Delivering::new(name, sink, (journal, pulse, catalog.clone()), context);
+            let delivering = Delivering::new((name, &source), sink, (journal, pulse, catalog.clone()), context);
             delivering.register().await?;
             sinks.insert(name.clone(), Arc::new(delivering));
         }

@@ -1,13 +1,68 @@
 //! Where changes go: one trait, one file for each kind of target, one `match` that opens them.
 
-mod stats;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-pub use self::stats::{SinkStats, Totals};
-use crate::{change::Batch, error::Error, error::Result};
+use crate::{
+    change::Batch,
+    config::{self, SinkKind},
+    disk::Disk,
+    error::{Error, Result},
+    format::Names,
+};
+
+pub use queue::{Delivery, Queues, Subscription};
+pub use stats::{SinkStats, Totals};
+
+mod custom;
+mod file;
+mod http;
+mod queue;
+mod signature;
+mod stats;
+mod stdout;
+#[cfg(test)]
+mod testing;
+mod webhook;
+
+/// What a sink needs from its surroundings.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// The file layer of the `file` sink.
+    pub disk: Arc<dyn Disk>,
+    /// The names that a message may carry.
+    pub names: Names,
+    /// The history that the source's offsets count in.
+    pub lineage: Uuid,
+    /// The queues of the program that embeds Walrace.
+    pub queues: Queues,
+    /// Changes for which the sink's format has no message.
+    pub filtered: Arc<AtomicU64>,
+}
+
+impl Context {
+    fn count_filtered(&self, changes: u64) {
+        self.filtered.fetch_add(changes, Ordering::Relaxed);
+    }
+}
+
+/// Makes the sink that the configuration describes; it connects in [`Sink::open`].
+pub fn open(name: &str, sink: &config::Sink, context: &Context) -> Result<Box<dyn Sink>> {
+    let format = sink.format;
+    Ok(match &sink.kind {
+        SinkKind::Stdout(options) => Box::new(stdout::Stdout::new(options, format, context)),
+        SinkKind::File(options) => Box::new(file::File::new(options, format, context)),
+        SinkKind::Webhook(options) => Box::new(webhook::Webhook::new(options, format, context)?),
+        SinkKind::Queue(options) => Box::new(queue::Queue::new(name, options, context)?),
+        SinkKind::Custom(options) => Box::new(custom::Custom::new(options, format, context)?),
+    })
+}
 
 /// What a sink has, durably. It grows, except by a named rewind, which begins a new epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
