@@ -4,6 +4,7 @@
 //! or fails. All calls block.
 
 use std::{
+    any::Any,
     fmt, fs, io,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
@@ -28,6 +29,12 @@ pub trait Disk: Send + Sync + fmt::Debug {
     fn list(&self, directory: &Path) -> io::Result<Vec<PathBuf>>;
     /// Bytes that an unprivileged process may still write below `path`.
     fn free_bytes(&self, path: &Path) -> io::Result<u64>;
+    /// Takes the lock file at `path`, created where it does not exist, until the result is dropped;
+    /// fails with `WouldBlock` where another holds it. A disk of one process has no need of it.
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn Any + Send + Sync>> {
+        let _ = path;
+        Ok(Box::new(()))
+    }
 }
 
 /// An open file, addressed by position.
@@ -132,6 +139,12 @@ impl Disk for RealDisk {
     fn free_bytes(&self, path: &Path) -> io::Result<u64> {
         let volume = rustix::fs::statvfs(path)?;
         Ok(volume.f_bavail.saturating_mul(volume.f_frsize))
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn Any + Send + Sync>> {
+        let file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)?;
+        Ok(Box::new(file))
     }
 }
 

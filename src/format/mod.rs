@@ -1,1 +1,69 @@
-//! change -> bytes.
+//! change -> bytes: the formats that a sink can pick.
+
+use crate::{change::Change, config::Format, error::Result};
+
+mod json;
+mod native;
+mod pretty;
+mod sequin;
+mod table;
+#[cfg(test)]
+mod tests;
+
+/// The names that a message may carry beside the change.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Names {
+    /// The source, as the configuration names it.
+    pub source: String,
+    /// The database's name on its server.
+    pub database: String,
+    /// The server's host name.
+    pub hostname: String,
+    /// The sink, as the configuration names it.
+    pub sink: String,
+}
+
+/// Writes changes in one format. It keeps what is the same for a table and for a transaction, so
+/// that one encoder is used for a sink's whole life.
+#[derive(Debug)]
+pub struct Encoder(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Native(native::Native),
+    Sequin(Box<sequin::Sequin>),
+    Pretty(pretty::Pretty),
+}
+
+impl Encoder {
+    /// An encoder of `format`.
+    pub fn new(format: Format, names: &Names) -> Self {
+        Self(match format {
+            Format::Native => Kind::Native(native::Native::new()),
+            Format::Sequin => Kind::Sequin(Box::new(sequin::Sequin::new(names))),
+        })
+    }
+
+    /// An encoder of one line a change for people, with ANSI colours where `colour`.
+    pub fn pretty(colour: bool) -> Self {
+        Self(Kind::Pretty(pretty::Pretty::new(colour)))
+    }
+
+    /// Appends the change, without a line end; the text holds no raw line end either. `false`: the
+    /// format has no message for it, and nothing was appended. An error leaves `out` as it was.
+    pub fn encode(&mut self, change: &Change, out: &mut Vec<u8>) -> Result<bool> {
+        let start = out.len();
+        let written = match &mut self.0 {
+            Kind::Native(native) => native.encode(change, out).map(|()| true),
+            Kind::Sequin(sequin) => sequin.encode(change, out),
+            Kind::Pretty(pretty) => {
+                pretty.encode(change, out);
+                Ok(true)
+            }
+        };
+        if written.is_err() {
+            out.truncate(start);
+        }
+        written
+    }
+}

@@ -1,15 +1,57 @@
 //! The journal: a durable, append-only store of every committed change of one source.
+//!
+//! ```text
+//!   append ──► writer (its own thread) ──► active segment ──► fdatasync ─┬─► ring ──► readers that
+//!                                               │ full                   │            are caught up
+//!                                               ▼                        └─► end
+//!   trim ◄── oldest  segment ─ segment ─ segment ──────────────────────────► readers that are behind
+//! ```
+//!
+//! A segment is a file of blocks, a block is a compressed run of records; `docs/journal-format.md`
+//! has every byte. Readers see what is durable and committed, and nothing else. Opening recovers
+//! first; reading never repairs.
 
-use std::{path::PathBuf, sync::Arc};
+mod active;
+mod block;
+mod cut;
+mod identity;
+mod index;
+mod reader;
+mod record;
+mod recovery;
+mod retention;
+mod ring;
+mod scan;
+mod segment;
+mod store;
+mod token;
+mod verify;
+mod writer;
+
+use std::{path::PathBuf, sync::Arc, thread};
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
 
+use self::{
+    identity::Identity,
+    store::Store,
+    writer::{Command, Reply, Writer},
+};
+pub use self::{
+    reader::Reader,
+    token::Token,
+    verify::{Dump, Inspection, read_segment},
+};
 use crate::{
     change::{Batch, Position, Timestamp},
     disk::Disk,
-    error::Result,
+    error::{Class, Classify, Error, Result},
 };
+
+/// Commands that wait for the writer at most; then callers wait.
+const COMMANDS_MAX: usize = 16;
 
 /// Where a journal lives and how it writes.
 #[derive(Clone, Debug)]
@@ -82,90 +124,227 @@ pub struct Info {
     pub gaps: Vec<Gap>,
 }
 
+/// What [`Journal::verify`] found; that it returns at all means that nothing is wrong.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// Segments that were read.
+    pub segments: usize,
+    /// Blocks that were read.
+    pub blocks: u64,
+    /// Changes that were read.
+    pub changes: u64,
+    /// Bytes that were read.
+    pub bytes: u64,
+    /// The oldest offset.
+    pub start: u64,
+    /// The offset after the last commit.
+    pub end: u64,
+    /// The hash of the whole chain, in hex. Whoever can rewrite the directory can rewrite the chain
+    /// too: an auditor keeps this hash elsewhere and compares.
+    pub head: String,
+}
+
+/// The part of a lineage that a new incarnation continues.
+#[derive(Clone, Copy, Debug)]
+pub struct Succession {
+    /// The source's history as a whole.
+    pub lineage: Uuid,
+    /// Higher than that of every journal the lineage had.
+    pub incarnation: u32,
+    /// Above every offset that was ever issued in the lineage.
+    pub first_offset: u64,
+}
+
 /// One source's journal. Cheap to clone; all clones are the same journal.
 #[derive(Clone, Debug)]
-pub struct Journal {}
+pub struct Journal {
+    store: Arc<Store>,
+    thread: Arc<Thread>,
+}
+
+/// The writer's thread; it ends, and lets the directory go, when the last journal is dropped.
+#[derive(Debug)]
+struct Thread {
+    commands: Option<mpsc::Sender<Command>>,
+    handle: Option<thread::JoinHandle<()>>,
+}
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        self.commands = None;
+        if let Some(handle) = self.handle.take() {
+            let _ = handle.join();
+        }
+    }
+}
 
 impl Journal {
     /// Opens or creates, recovering first. Blocks. Fails with `Config` where another process has it
     /// open, with `Damaged` where it was changed behind our back.
-    pub fn open(_options: Options) -> Result<Self> {
-        todo!()
+    pub fn open(options: Options) -> Result<Self> {
+        let lineage = Uuid::new_v4();
+        Self::open_or_succeed(options, Succession { lineage, incarnation: 1, first_offset: 0 })
+    }
+
+    /// As `open`, but a journal that has to be created continues a lineage whose last journal is
+    /// lost. One that exists must be of that lineage.
+    pub fn open_as(options: Options, succession: Succession) -> Result<Self> {
+        let (expected, directory) = (succession.lineage, options.directory.clone());
+        let journal = Self::open_or_succeed(options, succession)?;
+        let lineage = journal.lineage();
+        if lineage == expected {
+            return Ok(journal);
+        }
+        let directory = directory.display();
+        Err(Error::config(format!("{directory} holds lineage {lineage} instead of {expected}"))
+            .remedy("point data_dir at the directory of this source, or move the other away"))
+    }
+
+    fn open_or_succeed(options: Options, succession: Succession) -> Result<Self> {
+        let (disk, directory) = (&*options.disk, &*options.directory);
+        disk.create_dir_all(directory)
+            .class(Class::Config, || format!("cannot create {}", directory.display()))?;
+        let lock = disk.lock(&directory.join("lock")).map_err(|error| {
+            let what = format!("the journal in {} is in use", directory.display());
+            Error::config(what).caused_by(error).remedy("stop the other walrace first")
+        })?;
+        let identity = match Identity::load(disk, directory)? {
+            Some(identity) => identity,
+            None => recovery::create(disk, directory, succession)?,
+        };
+        let recovered = recovery::recover(disk, directory, &identity)?;
+        let store = Arc::new(Store::new(options, identity, &recovered, Some(lock))?);
+        let writer = Writer::new(Arc::clone(&store), recovered)?;
+        let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
+        let handle = thread::Builder::new()
+            .name("journal".into())
+            .spawn(move || writer.run(receiver))
+            .class(Class::Retry, || "cannot start the journal's thread")?;
+        let thread = Thread { commands: Some(commands), handle: Some(handle) };
+        Ok(Self { store, thread: Arc::new(thread) })
     }
 
     /// Gives the changes their offsets and makes them durable: `Ok` means that they survive a power
     /// loss. A batch without a position leaves a transaction open; readers see it once it closes.
     /// A full disk is `Retry` and leaves the journal as it was; a failed fsync poisons it.
-    pub async fn append(&self, _batch: Batch) -> Result<()> {
-        todo!()
+    pub async fn append(&self, batch: Batch) -> Result<()> {
+        self.ask(|reply| Command::Append(batch, reply)).await
     }
 
     /// Removes the changes of a transaction that was left open, because the source begins it anew.
     pub async fn abandon(&self) -> Result<()> {
-        todo!()
+        self.ask(Command::Abandon).await
     }
 
-    /// Records, durably, that a range of the source's history may be missing.
-    pub async fn record_gap(&self, _gap: Gap) -> Result<()> {
-        todo!()
+    /// Records, durably, that a range of the source's history may be missing. Afterwards positions
+    /// may be lower than before: a server that was put back begins again there.
+    pub async fn record_gap(&self, gap: Gap) -> Result<()> {
+        self.ask(|reply| Command::Gap(gap, reply)).await
     }
 
     /// Remembers, durably, the database that fills it.
-    pub async fn set_origin(&self, _origin: Origin) -> Result<()> {
-        todo!()
+    pub async fn set_origin(&self, origin: Origin) -> Result<()> {
+        self.ask(|reply| Command::Origin(origin, reply)).await
     }
 
     /// The database that filled it.
     pub fn origin(&self) -> Option<Origin> {
-        todo!()
+        self.store.view().identity.origin.clone()
     }
 
     /// Where the source is, durably.
     pub fn progress(&self) -> Option<Position> {
-        todo!()
+        self.store.view().progress
     }
 
     /// The source's history as a whole.
     pub fn lineage(&self) -> Uuid {
-        todo!()
+        self.store.view().identity.lineage
     }
 
     /// The oldest offset that can be read.
     pub fn start(&self) -> u64 {
-        todo!()
+        self.store.start()
     }
 
     /// The offset after the last durable commit.
     pub fn end(&self) -> u64 {
-        todo!()
+        self.store.end()
+    }
+
+    /// Tells when `end` moves.
+    pub fn watch_end(&self) -> watch::Receiver<u64> {
+        self.store.end.subscribe()
     }
 
     /// A reader whose first change is the one at `from`. An offset below `start` is refused with the
     /// oldest that is left, one above `end` is `Damaged`.
-    pub fn reader(&self, _from: u64) -> Result<Reader> {
-        todo!()
+    pub fn reader(&self, from: u64) -> Result<Reader> {
+        let end = self.end();
+        if from < self.start() {
+            return Err(self.store.gone(from));
+        }
+        if from > end {
+            let directory = self.store.options.directory.display();
+            let what = format!("offset {from} lies beyond the end {end} of the journal");
+            return Err(Error::damaged(format!("{what} in {directory}")).remedy(
+                "the journal was put back or replaced: restore it, or rewind the sink by name",
+            ));
+        }
+        Ok(Reader::new(self.clone(), from))
+    }
+
+    /// The offset to resume at: that of the token, or the oldest that is left where it has expired.
+    /// A token of another lineage is refused (`Config`), one from beyond the end is `Damaged`.
+    pub fn resolve(&self, token: &Token) -> Result<u64> {
+        let lineage = self.lineage();
+        if token.lineage != lineage {
+            return Err(Error::config(format!(
+                "the resume token is of lineage {}, this journal is of {lineage}",
+                token.lineage
+            ))
+            .remedy("use it with the source that issued it, or start without a token"));
+        }
+        let offset = token.offset.max(self.start());
+        self.reader(offset).map(|_| offset)
     }
 
     /// The first offset that a replay from `time` has to look at: no change below it was committed
-    /// at or after `time`.
-    pub fn offset_at(&self, _time: Timestamp) -> Result<u64> {
-        todo!()
+    /// at or after `time`. Blocks for a look at one segment's block headers.
+    pub fn offset_at(&self, time: Timestamp) -> Result<u64> {
+        self.store.offset_at(time)
     }
 
     /// Removes whole segments, the oldest first, and returns the bytes that were freed.
-    pub async fn trim(&self, _retention: Retention) -> Result<u64> {
-        todo!()
+    pub async fn trim(&self, retention: Retention) -> Result<u64> {
+        let mut freed = 0;
+        // One command for each, so that an append never waits for more than one removal.
+        loop {
+            match self.ask(|reply| Command::Trim(retention, reply)).await? {
+                0 => return Ok(freed),
+                bytes => freed += bytes,
+            }
+        }
     }
 
     /// What it holds.
     pub fn info(&self) -> Info {
-        todo!()
+        self.store.info()
+    }
+
+    /// Reads everything up to the last commit and checks every byte. Blocks.
+    pub fn verify(&self) -> Result<Report> {
+        self.store.verify()
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T> {
+        let gone = || Error::bug("the journal's thread is gone");
+        let (reply, answer) = oneshot::channel();
+        let commands = self.thread.commands.as_ref().ok_or_else(gone)?;
+        commands.send(command(reply)).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
     }
 }
-
-/// Reads the durable changes of a [`Journal`] in order, from memory or disk.
-#[derive(Debug)]
-pub struct Reader {}
 
 /// How much a [`Reader`] takes at once.
 #[derive(Clone, Copy, Debug)]
@@ -174,22 +353,4 @@ pub struct Limits {
     pub changes_max: usize,
     /// Bytes of rows at most, or one change.
     pub bytes_max: usize,
-}
-
-impl Reader {
-    /// Waits until there is at least one durable change, and returns as many as there are, up to the
-    /// limits. Cancel-safe.
-    pub async fn next(&mut self, _limits: Limits) -> Result<Batch> {
-        todo!()
-    }
-
-    /// As `next`, but an empty batch at the end instead of waiting.
-    pub async fn try_next(&mut self, _limits: Limits) -> Result<Batch> {
-        todo!()
-    }
-
-    /// The offset of the change that comes next.
-    pub fn offset(&self) -> u64 {
-        todo!()
-    }
 }

@@ -12,6 +12,7 @@
 
 mod capture;
 mod chaos;
+mod journal;
 mod kit;
 mod operation;
 mod source;

@@ -198,6 +198,28 @@ async fn a_publication_that_vanished_beside_its_slot_is_not_made_anew_in_silence
 }
 
 #[tokio::test]
+async fn a_slot_made_by_hand_without_the_second_publication_never_leaves_a_table_out_in_silence() {
+    let cluster = Cluster::start().await;
+    cluster
+        .sql(
+            "create table t (id int primary key); create table bare (id int);
+             create publication walrace_app for table t",
+        )
+        .await;
+    cluster.sql("select pg_create_logical_replication_slot('walrace_app', 'pgoutput')").await;
+    let error =
+        Reading::open(&quick(&cluster, &[]), Known::default()).await.err().expect("refused");
+    assert_eq!(error.class(), Class::Config, "{error}");
+    assert!(error.to_string().contains("public.bare"), "{error}");
+    let config = quick(&cluster, &["!public.bare"]);
+    let mut reading = Reading::open(&config, Known::default()).await.unwrap();
+    cluster.sql("create table later (id int primary key)").await;
+    holds(&cluster, "walrace_app", "public.later public.t").await;
+    cluster.sql("insert into t values (1); insert into later values (1)").await;
+    reading.take(2).await;
+}
+
+#[tokio::test]
 async fn a_database_is_inspected_for_init() {
     let cluster = Cluster::start().await;
     cluster.sql("create table t (id int primary key); create table bare (id int); insert into t select generate_series(1, 500); analyze t").await;

@@ -2,7 +2,11 @@
 //! the journal holds the beginning of?
 
 use super::{
-    catalog::Cells, failure::Failure, publication, settings::Settings, slot, slot::Slot,
+    catalog::Cells,
+    failure::Failure,
+    publication::{self, Published},
+    settings::Settings,
+    slot::{self, Slot},
     wire::Client,
 };
 use crate::{
@@ -243,9 +247,9 @@ pub(super) fn ensure_slot(
     client: &mut Client,
     settings: &Settings,
     server: &Server,
-) -> Result<(Slot, Vec<String>)> {
+) -> Result<(Slot, Published)> {
     let found = slot::read(client, &settings.slot)?;
-    let publications = publication::ensure(client, settings, found.is_some())?;
+    let published = publication::ensure(client, settings, found.is_some())?;
     let slot = match found {
         Some(slot) => slot,
         None => {
@@ -254,7 +258,7 @@ pub(super) fn ensure_slot(
                 .ok_or_else(|| Error::retry("the new slot is gone already"))?
         }
     };
-    Ok((slot, publications))
+    Ok((slot, published))
 }
 
 fn create_slot(client: &mut Client, settings: &Settings, server: &Server) -> Result<()> {

@@ -47,15 +47,18 @@ pub use stats::Stats;
 
 use catalog::{Catalog, quote_name, quote_text};
 use checks::Server;
+use publication::Published;
 use settings::Settings;
 use stream::{Reader, Shared};
 use wire::{Client, Purpose, Socket};
+
+/// How long a source that is dropped waits for its thread to end.
+const FAREWELL_WAIT: Duration = Duration::from_millis(500);
 
 /// An open PostgreSQL source. Dropping it ends its threads and frees the slot.
 pub struct Postgres {
     shared: Arc<Shared>,
     socket: Socket,
-    reader: Option<JoinHandle<()>>,
     reconciler: Option<Reconciler>,
 }
 
@@ -75,10 +78,8 @@ impl Drop for Postgres {
     fn drop(&mut self) {
         self.shared.stop();
         self.socket.end_reads();
-        // The reader ends within its next write; the slot is free when it has.
-        if let Some(reader) = self.reader.take() {
-            let _ = reader.join();
-        }
+        // It says farewell, which frees the slot; a server that hangs is not waited for.
+        self.shared.wait_for_end(FAREWELL_WAIT);
         self.reconciler = None;
     }
 }
@@ -137,7 +138,7 @@ fn try_open(settings: &Settings, known: &Known) -> Result<Opened> {
     }
     checks::compare(&mut walsender, settings, known, &server, found.as_ref())?
         .map_err(|obstacle| obstacle.into_error(&settings.name))?;
-    let (slot, publications) = checks::ensure_slot(&mut client, settings, &server)?;
+    let (slot, published) = checks::ensure_slot(&mut client, settings, &server)?;
     let lsn = known.progress.map(|at| at.lsn).or(slot.confirmed).unwrap_or(server.flush);
     let start = Position { timeline: server.timeline, lsn, index: 0 };
     let origin = Origin {
@@ -145,7 +146,7 @@ fn try_open(settings: &Settings, known: &Known) -> Result<Opened> {
         database: server.database.clone(),
         slot: settings.slot.clone(),
     };
-    let source = start_reading(settings, &server, walsender, (start, &publications))?;
+    let source = start_reading(settings, &server, walsender, (start, &published))?;
     let stats = Arc::clone(&source.shared.stats);
     Ok(Opened { source: Box::new(source), origin, start, stats })
 }
@@ -154,9 +155,9 @@ fn start_reading(
     settings: &Settings,
     server: &Server,
     walsender: Client,
-    (start, publications): (Position, &[String]),
+    (start, published): (Position, &Published),
 ) -> Result<Postgres> {
-    let names: Vec<_> = publications.iter().map(|name| quote_name(name)).collect();
+    let names: Vec<_> = published.names.iter().map(|name| quote_name(name)).collect();
     let connection = walsender.start_copy(&format!(
         "START_REPLICATION SLOT {} LOGICAL {} (proto_version '1', publication_names {}, \
          messages 'true')",
@@ -172,15 +173,14 @@ fn start_reading(
         .class(Class::Retry, cannot)?
         .with_sender_timeout(Duration::from_millis(server.sender_timeout_ms));
     let ended = Arc::clone(&shared);
-    let reader = thread(format!("read {}", settings.name), move || {
+    thread(format!("read {}", settings.name), move || {
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| reader.run()));
         if outcome.is_err() {
             ended.end(Some(Error::bug("the thread that reads the stream died")));
         }
     })?;
-    let managed = publications.len() > 1;
-    let reconciler = managed.then(|| Reconciler::start(settings.clone())).transpose()?;
-    Ok(Postgres { shared, socket, reader: Some(reader), reconciler })
+    let reconciler = published.managed.then(|| Reconciler::start(settings.clone())).transpose()?;
+    Ok(Postgres { shared, socket, reconciler })
 }
 
 fn thread(name: String, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {

@@ -195,22 +195,32 @@ pub(super) struct Wanted {
     pub(super) inserts: Vec<Candidate>,
 }
 
-/// Divides the chosen tables; refuses those without identity where the configuration does.
+/// Divides the chosen tables.
 pub(super) fn wanted(client: &mut Client, settings: &Settings) -> Result<Wanted> {
     let chosen = choose(candidates(client)?, &settings.config.tables);
-    let (whole, inserts): (Vec<_>, Vec<_>) =
-        chosen.into_iter().partition(|table| table.has_identity);
-    match inserts.as_slice() {
-        [first, ..] if settings.config.without_identity == WithoutIdentity::Refuse => {
-            let names: Vec<_> = inserts.iter().map(Candidate::full_name).collect();
-            let message = format!("without a replica identity: {}", names.join(", "));
-            Err(Error::config(message).remedy(format!(
-                "{}; or set without_identity = \"inserts\" to capture inserts and truncates only",
-                identity_sql(first)
-            )))
+    let (whole, inserts) = chosen.into_iter().partition(|table| table.has_identity);
+    Ok(Wanted { whole, inserts })
+}
+
+/// Why tables without identity cannot be captured, where they cannot: the configuration refuses
+/// them, or the publication that they belong into is not there.
+fn refusal(settings: &Settings, wanted: &Wanted, may_publish: bool) -> Result<()> {
+    let [first, ..] = wanted.inserts.as_slice() else { return Ok(()) };
+    let names: Vec<_> = wanted.inserts.iter().map(Candidate::full_name).collect();
+    let names = names.join(", ");
+    let otherwise = match (settings.config.without_identity, may_publish) {
+        (WithoutIdentity::Inserts, true) => return Ok(()),
+        (WithoutIdentity::Inserts, false) => format!(
+            "take the table away by a glob with `!`; or begin anew, with the publication `{}`: \
+             `walrace source drop {1}` and `walrace source create {1}`",
+            settings.inserts, settings.name
+        ),
+        (WithoutIdentity::Refuse, _) => {
+            "set without_identity = \"inserts\" to capture inserts and truncates only".into()
         }
-        _ => Ok(Wanted { whole, inserts }),
-    }
+    };
+    Err(Error::config(format!("without a replica identity, and therefore not captured: {names}"))
+        .remedy(format!("{}; or {otherwise}", identity_sql(first))))
 }
 
 /// The SQL that gives a table an identity.
@@ -246,38 +256,46 @@ pub(super) fn is_managed(settings: &Settings, publication: &Publication) -> bool
     !publication.all_tables && (publication.marked || settings.config.publication.is_none())
 }
 
-/// Creates what is missing and brings the rest up to date; returns the publications to read.
+/// What is read, and whether Walrace keeps it up to date.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Published {
+    pub(super) names: Vec<String>,
+    pub(super) managed: bool,
+}
+
+/// Creates what is missing and brings the rest up to date.
 pub(super) fn ensure(
     client: &mut Client,
     settings: &Settings,
     slot_exists: bool,
-) -> Result<Vec<String>> {
+) -> Result<Published> {
     let main = read(client, &settings.publication)?;
     if let Some(main) = &main
         && !is_managed(settings, main)
     {
-        return Ok(vec![main.name.clone()]);
+        return Ok(Published { names: vec![main.name.clone()], managed: false });
     }
     let inserts = read(client, &settings.inserts)?;
+    let mut names = vec![settings.publication.clone(), settings.inserts.clone()];
     let missing: Vec<&str> = [(&main, &settings.publication), (&inserts, &settings.inserts)]
         .into_iter()
         .filter(|(found, _)| found.is_none())
         .map(|(_, name)| name.as_str())
         .collect();
-    if !missing.is_empty() {
-        let wanted = wanted(client, settings)?;
-        if slot_exists {
-            // The log between the slot and now was written when the publication was not there, and
-            // the server refuses to decode it for a publication that is not there yet.
-            if main.is_none() {
-                return Err(publication_missing(settings));
-            }
-            return Ok(vec![settings.publication.clone()]);
+    match (missing.is_empty(), slot_exists) {
+        (true, _) => {}
+        (false, false) => {
+            let wanted = wanted(client, settings)?;
+            refusal(settings, &wanted, true)?;
+            create(client, settings, &missing, &wanted)?;
         }
-        create(client, settings, &missing, &wanted)?;
+        // The log between the slot and now was written when the publication was not there, and the
+        // server refuses to decode it for a publication that was not there yet.
+        (false, true) if main.is_none() => return Err(publication_missing(settings)),
+        (false, true) => names.truncate(1),
     }
     reconcile(client, settings)?;
-    Ok(vec![settings.publication.clone(), settings.inserts.clone()])
+    Ok(Published { names, managed: true })
 }
 
 fn publication_missing(settings: &Settings) -> Error {
@@ -322,37 +340,41 @@ fn create(
     }
 }
 
-/// Adds, moves and removes tables until the publications hold what the globs choose.
+/// Adds, moves and removes tables until the publications hold what the globs choose; then names the
+/// tables that cannot be captured.
 pub(super) fn reconcile(client: &mut Client, settings: &Settings) -> Result<()> {
-    let (Some(main), Some(inserts)) =
-        (read(client, &settings.publication)?, read(client, &settings.inserts)?)
-    else {
-        return Ok(());
-    };
+    let Some(main) = read(client, &settings.publication)? else { return Ok(()) };
     if !is_managed(settings, &main) {
         return Ok(());
     }
+    let inserts = read(client, &settings.inserts)?;
     let wanted = wanted(client, settings)?;
-    let statements: Vec<String> = [(&main, &wanted.whole), (&inserts, &wanted.inserts)]
-        .into_iter()
-        .flat_map(|(publication, tables)| alter_sql(publication, tables))
-        .collect();
-    if statements.is_empty() {
-        return Ok(());
+    let mut statements = alter_sql(&main, &wanted.whole);
+    let mut added: Vec<&Candidate> = wanted.whole.iter().collect();
+    if let Some(inserts) = &inserts {
+        let refuse = settings.config.without_identity == WithoutIdentity::Refuse;
+        let chosen = if refuse { &[][..] } else { &wanted.inserts };
+        statements.extend(alter_sql(inserts, chosen));
+        added.extend(chosen);
     }
-    // One message is one transaction: a table that moves is never in both, nor in neither.
-    client.query(&statements.join("; ")).map_err(|failure| {
-        Error::from(failure)
-            .context(format!("while changing the tables of the publication `{}`", main.name))
-    })?;
-    for table in wanted.whole.iter().chain(&wanted.inserts) {
-        if !main.tables.contains(&table.oid) && !inserts.tables.contains(&table.oid) {
-            let operations = if table.has_identity { "all" } else { "inserts and truncates" };
-            let (source, table) = (&settings.name, table.full_name());
-            tracing::info!(%source, %table, operations, "a table was found; captured from now");
-        }
+    if !statements.is_empty() {
+        // One message is one transaction: a table that moves is never in both, nor in neither.
+        client.query(&statements.join("; ")).map_err(|failure| {
+            let name = &settings.publication;
+            Error::from(failure)
+                .context(format!("while changing the tables of the publication `{name}`"))
+        })?;
     }
-    Ok(())
+    let known = |table: &Candidate| {
+        main.tables.contains(&table.oid)
+            || inserts.as_ref().is_some_and(|inserts| inserts.tables.contains(&table.oid))
+    };
+    for table in added.into_iter().filter(|table| !known(table)) {
+        let operations = if table.has_identity { "all" } else { "inserts and truncates" };
+        let (source, table) = (&settings.name, table.full_name());
+        tracing::info!(%source, %table, operations, "a table was found; it is captured from now");
+    }
+    refusal(settings, &wanted, inserts.is_some())
 }
 
 fn alter_sql(publication: &Publication, tables: &[Candidate]) -> Vec<String> {

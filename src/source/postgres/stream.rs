@@ -155,6 +155,13 @@ impl Shared {
         queue.error = error;
         drop(queue);
         self.arrived.notify_one();
+        self.room.notify_all();
+    }
+
+    /// Waits until the reader has ended, but not longer than `limit`.
+    pub(super) fn wait_for_end(&self, limit: Duration) {
+        let waited = self.room.wait_timeout_while(self.lock(), limit, |queue| !queue.ended);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
@@ -224,7 +231,9 @@ impl Reader {
             let _ = self.report().and_then(|()| self.stream.write_all(FAREWELL));
             let _ = self.stream.flush();
         }
-        self.shared.end(outcome.err());
+        let shared = Arc::clone(&self.shared);
+        drop(self); // closes the connection before anybody is told
+        shared.end(outcome.err());
     }
 
     fn serve(&mut self) -> Result<()> {

@@ -212,6 +212,36 @@ mod tests {
 
     use super::*;
 
+    /// SEQUENCE { SEQUENCE { NULL }, SEQUENCE { OID }, NULL }, as far as a certificate is read.
+    fn certificate(identifier: &[u8]) -> Vec<u8> {
+        let wrap = |tag: u8, content: &[u8]| {
+            let mut element = vec![tag, 0x81, u8::try_from(content.len()).unwrap()];
+            element.extend(content);
+            element
+        };
+        let algorithm = wrap(0x30, &wrap(0x06, identifier));
+        wrap(0x30, &[wrap(0x30, &[5, 0]), algorithm, vec![5, 0]].concat())
+    }
+
+    #[test]
+    fn the_channel_is_bound_by_the_hash_of_the_signature() {
+        let rsa = |last: u8| certificate(&[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, last]);
+        let ecdsa = |last: u8| certificate(&[0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, last]);
+        let sha1 = rsa(5);
+        assert_eq!(end_point(&sha1), Some(Sha256::digest(&sha1).to_vec()));
+        for (certificate, bytes) in [
+            (rsa(11), 32),
+            (rsa(12), 48),
+            (rsa(13), 64),
+            (ecdsa(2), 32),
+            (ecdsa(3), 48),
+            (ecdsa(4), 64),
+        ] {
+            assert_eq!(end_point(&certificate).unwrap().len(), bytes);
+        }
+        assert_eq!(end_point(&certificate(&[0x2b, 0x65, 0x70])), None, "Ed25519 names no hash");
+    }
+
     proptest! {
         #[test]
         fn foreign_certificates_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..64)) {

@@ -11,6 +11,7 @@
 
 mod cluster;
 mod ledger;
+pub(crate) mod power_cut;
 mod proxy;
 mod recorder;
 mod replay;

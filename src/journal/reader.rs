@@ -1,0 +1,249 @@
+//! Reading in order: from memory while caught up, else from the disk.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use super::{
+    Journal, Limits,
+    block::{self, Header},
+    cut::Flaw,
+    record::{self, Tables},
+    segment,
+    store::{Segment, Store},
+};
+use crate::{
+    change::{Batch, Change, Position},
+    disk::DiskFile,
+    error::{Class, Classify, Error, Result},
+};
+
+/// Reads the durable changes of a [`Journal`] in order, from memory or disk.
+#[derive(Debug)]
+pub struct Reader {
+    journal: Journal,
+    offset: u64,
+    /// Where it is on the disk; lost when a call is cancelled, and then found again.
+    cursor: Option<Box<Cursor>>,
+}
+
+impl Reader {
+    pub(super) fn new(journal: Journal, offset: u64) -> Self {
+        Self { journal, offset, cursor: None }
+    }
+
+    /// Waits until there is at least one durable change, and returns as many as there are, up to the
+    /// limits. Cancel-safe.
+    pub async fn next(&mut self, limits: Limits) -> Result<Batch> {
+        let mut end = self.journal.store.end.subscribe();
+        let from = self.offset;
+        // The sender lives as long as the journal, which this reader keeps.
+        let _ = end.wait_for(|end| *end > from).await;
+        self.try_next(limits).await
+    }
+
+    /// As `next`, but an empty batch at the end instead of waiting.
+    pub async fn try_next(&mut self, limits: Limits) -> Result<Batch> {
+        let batches = self.journal.store.ring().read(self.offset, limits);
+        let batch = match batches {
+            Some(batches) => {
+                self.cursor = None;
+                take(&batches, self.offset, limits)
+            }
+            None if self.offset >= self.journal.end() => return Ok(Batch::default()),
+            None => self.read_disk(limits).await?,
+        };
+        self.offset = batch.end().unwrap_or(self.offset);
+        Ok(batch)
+    }
+
+    /// The offset of the change that comes next.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    async fn read_disk(&mut self, limits: Limits) -> Result<Batch> {
+        let mut cursor = self.cursor.take().unwrap_or_default();
+        let (store, from) = (Arc::clone(&self.journal.store), self.offset);
+        let read = tokio::task::spawn_blocking(move || {
+            let batch = cursor.read(&store, from, limits);
+            (cursor, batch)
+        });
+        let (cursor, batch) =
+            read.await.class(Class::Bug, || "a thread that read the journal is gone")?;
+        self.cursor = batch.is_ok().then_some(cursor);
+        batch
+    }
+}
+
+/// Copies what the limits allow out of shared batches.
+fn take(batches: &[Arc<Batch>], from: u64, limits: Limits) -> Batch {
+    let mut full = Full::new(limits);
+    let mut taken = Batch::default();
+    for batch in batches {
+        for change in batch.changes.iter().filter(|change| change.offset >= from) {
+            if full.with(change) {
+                return taken;
+            }
+            taken.position = None;
+            taken.changes.push(change.clone());
+        }
+        taken.position = batch.position;
+    }
+    taken
+}
+
+/// Counts against [`Limits`].
+struct Full {
+    limits: Limits,
+    changes: usize,
+    bytes: usize,
+}
+
+impl Full {
+    fn new(limits: Limits) -> Self {
+        Self { limits, changes: 0, bytes: 0 }
+    }
+
+    /// Whether `change` is too much; the first never is.
+    fn with(&mut self, change: &Change) -> bool {
+        self.changes += 1;
+        self.bytes += change.bytes();
+        let over = self.changes > self.limits.changes_max || self.bytes > self.limits.bytes_max;
+        over && self.changes > 1
+    }
+}
+
+/// A place on the disk, and what is left of the block that was read there.
+#[derive(Debug, Default)]
+pub(super) struct Cursor {
+    open: Option<Open>,
+    left: VecDeque<Change>,
+    /// The position at the end of that block.
+    position: Option<Position>,
+}
+
+/// A segment that is read.
+#[derive(Debug)]
+struct Open {
+    segment: Segment,
+    file: Box<dyn DiskFile>,
+    /// Where the next block lies.
+    at: u64,
+    /// Its first offset.
+    next: u64,
+    tables: Tables,
+}
+
+impl Cursor {
+    /// The durable changes from `from` on. Blocks.
+    pub(super) fn read(&mut self, store: &Store, from: u64, limits: Limits) -> Result<Batch> {
+        let end = store.end();
+        let mut full = Full::new(limits);
+        let mut batch = Batch::default();
+        if self.left.front().is_some_and(|change| change.offset != from) {
+            *self = Self::default();
+        }
+        while batch.end().unwrap_or(from) < end {
+            if self.left.is_empty() {
+                self.load(store, batch.end().unwrap_or(from))?;
+            }
+            while let Some(change) = self.left.pop_front() {
+                if full.with(&change) {
+                    self.left.push_front(change);
+                    return Ok(batch);
+                }
+                batch.position = None;
+                batch.changes.push(change);
+            }
+            batch.position = self.position;
+        }
+        Ok(batch)
+    }
+
+    /// Decodes the block that holds `offset`.
+    fn load(&mut self, store: &Store, offset: u64) -> Result<()> {
+        loop {
+            let open = match self.open.take().filter(|open| open.next <= offset) {
+                Some(open) => self.open.insert(open),
+                None => self.open.insert(Open::seek(store, offset)?),
+            };
+            let Some(end) = store.bytes_of(open.segment.base) else {
+                return Err(store.gone(offset));
+            };
+            if open.at >= end {
+                if open.next > offset || !store.follows(open.segment.base) {
+                    let path = open.segment.path.display();
+                    return Err(Error::bug(format!("{path} does not hold offset {offset}")));
+                }
+                self.open = Some(Open::begin(store, open.next)?);
+                continue;
+            }
+            if let Some((header, changes)) = open.step(end, offset)? {
+                self.position = header.position.filter(|_| header.commits());
+                self.left = changes.into();
+                return Ok(());
+            }
+        }
+    }
+}
+
+impl Open {
+    /// The block that holds `offset`, or one a little before it.
+    fn seek(store: &Store, offset: u64) -> Result<Self> {
+        let segment = store.segment_of(offset).ok_or_else(|| store.gone(offset))?;
+        let (place, tables) = store.seek(&segment, offset)?;
+        let (at, next) = place.unwrap_or((segment::HEADER_BYTES, segment.base));
+        Self::open(store, segment, (at, next), tables)
+    }
+
+    /// The segment that begins at `base`.
+    fn begin(store: &Store, base: u64) -> Result<Self> {
+        let segment = store.segment_of(base).ok_or_else(|| store.gone(base))?;
+        if segment.base != base {
+            let path = segment.path.display();
+            return Err(Error::damaged(format!("{path} does not begin at offset {base}")));
+        }
+        Self::open(store, segment, (segment::HEADER_BYTES, base), Tables::new())
+    }
+
+    fn open(
+        store: &Store,
+        segment: Segment,
+        (at, next): (u64, u64),
+        tables: Tables,
+    ) -> Result<Self> {
+        match store.options.disk.open(&segment.path, false) {
+            Ok(file) => Ok(Self { segment, file, at, next, tables }),
+            Err(_) if store.start() > next => Err(store.gone(next)),
+            Err(error) => {
+                let what = format!("cannot open {}", segment.path.display());
+                Err(Error::damaged(what).caused_by(error).remedy("restore the file from a copy"))
+            }
+        }
+    }
+
+    /// Passes one block; returns its changes from `offset` on, if it has any.
+    fn step(&mut self, end: u64, offset: u64) -> Result<Option<(Header, Vec<Change>)>> {
+        let (path, at) = (&self.segment.path, self.at);
+        let header = block::read_header(&*self.file, at, end).map_err(|f| f.at(path, at))?;
+        if self.segment.base.checked_add(header.base) != Some(self.next) {
+            return Err(Flaw::from("the offsets are not dense").at(path, at));
+        }
+        let first = self.next;
+        let after = first.saturating_add(header.count.into());
+        let wanted = after > offset;
+        let mut found = None;
+        if wanted || header.flags & block::TABLES != 0 {
+            let decoded = block::read(&*self.file, at, end)
+                .and_then(|block| Ok(record::decode(&block.records()?, first, &mut self.tables)?));
+            let mut changes = decoded.map_err(|fault| fault.at(path, at))?.changes;
+            if changes.len() as u64 != u64::from(header.count) {
+                return Err(Flaw::from("a block lacks changes").at(path, at));
+            }
+            changes.retain(|change| change.offset >= offset);
+            found = wanted.then_some((header, changes));
+        }
+        self.at += header.bytes();
+        self.next = after;
+        Ok(found)
+    }
+}
