@@ -43,11 +43,12 @@ tidy: ## the rules of tests/tidy.rs alone: layers, sizes, links
 
 .PHONY: chaos
 chaos: install-test ## 100 kills at random moments; none lost, none twice, none out of order
-	WALRACE_CHAOS_KILLS=$${WALRACE_CHAOS_KILLS:-100} $(NEXTEST) --profile chaos -E 'test(/chaos/)'
+	export WALRACE_CHAOS_KILLS=$${WALRACE_CHAOS_KILLS:-100}; $(NEXTEST) --profile chaos -E 'test(/chaos/)'
 
 .PHONY: test-matrix
 test-matrix: install-test ## the tests against the oldest, Debian's and the newest PostgreSQL
-	for version in 14 15 18; do WALRACE_PG_VERSION=$$version $(NEXTEST) --test it; done
+	for version in 14 15 18; do \
+	    export WALRACE_PG_VERSION=$$version; $(NEXTEST) --test it; done
 
 .PHONY: bench
 bench: ## ratios to pg_recvlogical; writes the table into bench/README.md (BENCH='--rows 100000')

