@@ -57,7 +57,7 @@ pub async fn deliver(delivery: &mut Delivery, stop: &CancellationToken) -> Resul
     while let Some(batch) = delivery.read(stop).await? {
         let cursor = batch.end().unwrap_or(delivery.progress.cursor);
         failpoint::reach("deliver::before_transform");
-        let batch = delivery.filter.apply(batch);
+        let batch = delivery.transform(batch);
         failpoint::reach("deliver::before_write");
         delivery.write(batch, cursor).await?;
         failpoint::reach("deliver::after_write");
@@ -150,6 +150,14 @@ impl Delivery {
                 Err(_) => return Ok(batch),
             }
         }
+    }
+
+    /// Leaves to the sink what it wants to see, and counts the rest.
+    fn transform(&mut self, batch: Batch) -> Batch {
+        let read = batch.changes.len();
+        let batch = self.filter.apply(batch);
+        self.stats.filter(read - batch.changes.len());
+        batch
     }
 
     /// Writes a batch; one that is refused as a whole is halved until the bad change stands alone.

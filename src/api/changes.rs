@@ -67,7 +67,7 @@ pub(super) async fn of_source(
             Err(_) => journal.resolve(&text.parse()?)?,
         },
     };
-    let filter = Filter::select(list(show.tables.as_deref()), operations(&show)?)?;
+    let filter = filter(&show)?;
     let lines = Lines { reader: journal.reader(from)?, filter, to: show.to, walrace };
     Ok(lines.into_body(show.style))
 }
@@ -143,7 +143,10 @@ fn list(text: Option<&str>) -> Vec<String> {
     words.filter(|word| !word.is_empty()).map(str::to_owned).collect()
 }
 
-fn operations(show: &Show) -> Result<Vec<crate::change::Op>> {
-    let words = list(show.operations.as_deref());
-    words.iter().map(|word| word.parse()).collect()
+fn filter(show: &Show) -> Result<Filter> {
+    let mut rules = config::Sink::of(config::SinkKind::Stdout(config::Stdout::default()));
+    rules.tables = list(show.tables.as_deref());
+    let operations = list(show.operations.as_deref());
+    rules.operations = operations.iter().map(|word| word.parse()).collect::<Result<_>>()?;
+    Ok(Filter::new(&rules))
 }

@@ -80,7 +80,7 @@ pub struct Retention {
 }
 
 /// What a journal holds.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Info {
     /// The source's history as a whole.
     pub lineage: Uuid,

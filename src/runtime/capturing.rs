@@ -20,6 +20,7 @@ use crate::{
     change::{Batch, Lsn, Timestamp},
     config,
     error::{Error, Result},
+    format::Names,
     journal::Journal,
     pipeline,
     source::{self, Known, postgres::Stats},
@@ -175,6 +176,19 @@ impl Capturing {
                 self.retained_wal_bytes.store(bytes, Relaxed);
             }
             Err(error) => debug!("cannot ask what WAL is kept for {}: {error}", self.name),
+        }
+    }
+
+    /// The names that the messages of `sink` may carry.
+    pub(super) fn names(&self, sink: &str) -> Names {
+        let config::Source::Postgres(postgres) = &self.config;
+        let url = url::Url::parse(postgres.url.expose()).ok();
+        let part = |part: Option<&str>| part.unwrap_or_default().to_owned();
+        Names {
+            source: self.name.clone(),
+            database: part(url.as_ref().map(|url| url.path().trim_start_matches('/'))),
+            hostname: part(url.as_ref().and_then(|url| url.host_str())),
+            sink: sink.to_owned(),
         }
     }
 

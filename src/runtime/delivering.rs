@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    capturing::Capturing,
     part::{Backoff, Next, Part},
     pulse::Pulse,
     status::SinkStatus,
@@ -31,6 +32,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Delivering {
     name: String,
+    source: String,
     config: config::Sink,
     context: sink::Context,
     pub(super) journal: Journal,
@@ -45,17 +47,18 @@ pub(super) struct Delivering {
 
 impl Delivering {
     pub(super) fn new(
-        name: &str,
+        (name, source): (&str, &str),
         config: config::Sink,
-        (journal, pulse, catalog): (Journal, Arc<Pulse>, Catalog),
-        context: sink::Context,
+        capturing: &Capturing,
+        (catalog, context): (Catalog, sink::Context),
     ) -> Self {
         Self {
             name: name.to_owned(),
+            source: source.to_owned(),
             config,
             context,
-            journal,
-            pulse,
+            journal: capturing.journal.clone(),
+            pulse: Arc::clone(&capturing.pulse),
             catalog,
             part: Part::new("sink", name),
             stats: Arc::default(),
@@ -83,9 +86,9 @@ impl Delivering {
         };
         let lineage = self.journal.lineage();
         let progress = Progress { lineage, epoch: 1, cursor, retry_seq: 0 };
-        self.catalog.register(&self.name, &self.context.source, &progress).await?;
+        self.catalog.register(&self.name, &self.source, &progress).await?;
         self.stats.begin(cursor);
-        Ok(Registered { source: self.context.source.clone(), progress, started: false })
+        Ok(Registered { source: self.source.clone(), progress, started: false })
     }
 
     fn check_lineage(&self, registered: &Registered) -> Result<()> {
@@ -152,7 +155,7 @@ impl Delivering {
         Ok(Delivery {
             name: self.name.clone(),
             reader: self.journal.reader(progress.cursor)?,
-            filter: self.filter()?,
+            filter: self.filter(),
             sink,
             catalog: self.catalog.clone(),
             progress,
@@ -180,7 +183,7 @@ impl Delivering {
         Ok(())
     }
 
-    pub(super) fn filter(&self) -> Result<Filter> {
+    pub(super) fn filter(&self) -> Filter {
         Filter::new(&self.config)
     }
 
@@ -189,7 +192,7 @@ impl Delivering {
     }
 
     pub(super) fn source(&self) -> &str {
-        &self.context.source
+        &self.source
     }
 
     pub(super) fn retain(&self) -> config::Retain {
@@ -207,7 +210,7 @@ impl Delivering {
         let age = self.pulse.age_seconds(Timestamp::now(), cursor);
         SinkStatus {
             name: self.name.clone(),
-            source: self.context.source.clone(),
+            source: self.source.clone(),
             state,
             since,
             cursor,
@@ -216,6 +219,7 @@ impl Delivering {
             behind_bytes: self.journal.bytes_from(cursor),
             behind_seconds: if cursor < end { age } else { 0.0 },
             lost_changes: self.lost_changes.load(Relaxed),
+            filtered_changes: self.context.filtered.load(Relaxed) + self.stats.filtered(),
             totals: self.stats.totals(),
         }
     }

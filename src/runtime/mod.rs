@@ -25,7 +25,7 @@ pub use self::{
 use crate::{
     catalog::Catalog,
     change::Timestamp,
-    config::{self, Config},
+    config::Config,
     disk::RealDisk,
     error::{Class, Classify, Error, Result, ResultExt},
     journal::{self, Journal},
@@ -58,9 +58,8 @@ impl Walrace {
     /// Opens data_dir, with recovery, and starts every source and sink. Returns once the tasks run;
     /// what they meet later shows in `status`.
     pub async fn start(config: Config) -> Result<Arc<Self>> {
-        let data_dir = config.data_dir.clone();
         config.create_directories()?;
-        let catalog = Catalog::open(&data_dir).await?;
+        let catalog = Catalog::open(&config.data_dir).await?;
         let queues = sink::Queues::default();
         let mut sources = BTreeMap::new();
         for (name, source) in &config.source {
@@ -68,24 +67,11 @@ impl Walrace {
             let capturing = Capturing::new(name, source.clone(), journal);
             sources.insert(name.clone(), Arc::new(capturing));
         }
-        let bytes_max = (DELIVERY_BYTES_MAX / config.sink.len().max(1)).max(DELIVERY_BYTES_MIN);
         let mut sinks = BTreeMap::new();
-        for (name, sink) in &config.sink {
-            let mut sink = sink.clone();
-            sink.batch_bytes_max = sink.batch_bytes_max.min(bytes_max);
-            let source = config.source_of(&sink).to_owned();
-            let capturing = source_of(&sources, &source)?;
-            let (journal, pulse) = (capturing.journal.clone(), Arc::clone(&capturing.pulse));
-            let context = sink::Context {
-                disk: RealDisk::shared(),
-                lineage: journal.lineage(),
-                names: names(config.source.get(&source), &source, name),
-                queues: queues.clone(),
-                filtered: Arc::default(),
-            };
-            let delivering = Delivering::new((name, &source), sink, (journal, pulse, catalog.clone()), context);
-            delivering.register().await?;
-            sinks.insert(name.clone(), Arc::new(delivering));
+        for name in config.sink.keys() {
+            let sink = delivering(&config, name, &sources, (&catalog, &queues))?;
+            sink.register().await?;
+            sinks.insert(name.clone(), Arc::new(sink));
         }
         let stop = CancellationToken::new();
         let walrace = Arc::new(Self {
@@ -116,7 +102,7 @@ impl Walrace {
 
     /// The consumer's end of the `queue` sink `name`; there is one for each queue.
     pub fn subscribe(&self, name: &str) -> Result<sink::Subscription> {
-        self.queues.take(name)
+        self.queues.subscribe(name)
     }
 
     /// The journal of a source.
@@ -127,7 +113,8 @@ impl Walrace {
     /// What the sink `name` wants to see.
     pub fn filter_of(&self, name: &str) -> Result<Filter> {
         let sink = self.sinks.get(name);
-        sink.ok_or_else(|| Error::config(format!("there is no sink {name}")))?.filter()
+        let sink = sink.ok_or_else(|| Error::config(format!("there is no sink {name}")))?;
+        Ok(sink.filter())
     }
 
     /// What every part is doing.
@@ -162,6 +149,28 @@ impl Walrace {
     }
 }
 
+fn delivering(
+    config: &Config,
+    name: &str,
+    sources: &BTreeMap<String, Arc<Capturing>>,
+    (catalog, queues): (&Catalog, &sink::Queues),
+) -> Result<Delivering> {
+    let sink = config.sink.get(name).ok_or_else(|| Error::bug("a sink without a table"))?;
+    let fair = (DELIVERY_BYTES_MAX / config.sink.len().max(1)).max(DELIVERY_BYTES_MIN);
+    let mut sink = sink.clone();
+    sink.batch_bytes_max = sink.batch_bytes_max.min(fair);
+    let source = config.source_of(&sink).to_owned();
+    let capturing = source_of(sources, &source)?;
+    let context = sink::Context {
+        disk: RealDisk::shared(),
+        names: capturing.names(name),
+        lineage: capturing.journal.lineage(),
+        queues: queues.clone(),
+        filtered: Arc::default(),
+    };
+    Ok(Delivering::new((name, &source), sink, capturing, (catalog.clone(), context)))
+}
+
 /// Where the journal of `source` lives.
 pub fn journal_options(config: &Config, source: &str) -> journal::Options {
     journal::Options {
@@ -191,11 +200,4 @@ fn source_of<'a>(
     name: &str,
 ) -> Result<&'a Arc<Capturing>> {
     sources.get(name).ok_or_else(|| Error::config(format!("there is no source {name}")))
-}
-
-/// How `config` names the kind of a source.
-pub fn kind_of(source: &config::Source) -> &'static str {
-    match source {
-        config::Source::Postgres(_) => "postgres",
-    }
 }

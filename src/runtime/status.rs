@@ -72,6 +72,8 @@ pub struct SinkStatus {
     pub behind_seconds: f64,
     /// Offsets that it will never get: the journal dropped them for want of disk.
     pub lost_changes: u64,
+    /// Changes that a rule, or the format, kept from it since the start.
+    pub filtered_changes: u64,
     /// Sums since the start.
     #[serde(flatten)]
     pub totals: Totals,

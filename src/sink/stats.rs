@@ -13,6 +13,7 @@ pub struct SinkStats {
     bytes: AtomicU64,
     batches: AtomicU64,
     failures: AtomicU64,
+    filtered: AtomicU64,
     commit_time: AtomicI64,
 }
 
@@ -38,6 +39,16 @@ impl SinkStats {
     pub fn record(&self, cursor: u64) {
         self.cursor.fetch_max(cursor, Relaxed);
         self.recorded.store(cursor, Relaxed);
+    }
+
+    /// A rule kept changes from the sink.
+    pub fn filter(&self, changes: usize) {
+        self.filtered.fetch_add(changes as u64, Relaxed);
+    }
+
+    /// Changes that a rule kept from the sink.
+    pub fn filtered(&self) -> u64 {
+        self.filtered.load(Relaxed)
     }
 
     /// An attempt failed.

@@ -1,9 +1,6 @@
-//! stub
-use crate::{change::{Batch, Op}, config, error::Result};
-#[derive(Debug)]
-pub struct Filter;
-impl Filter {
-    pub fn new(_: &config::Sink) -> Result<Self> { todo!() }
-    pub fn select(_: Vec<String>, _: Vec<Op>) -> Result<Self> { todo!() }
-    pub fn apply(&mut self, b: Batch) -> Batch { b }
-}
+//! Batch -> Batch, without I/O: what a sink wants to see of a change.
+
+pub use filter::Filter;
+
+mod filter;
+pub mod glob;
