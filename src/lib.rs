@@ -14,3 +14,4 @@ pub mod journal;
 pub mod schema;
 pub mod sink;
 pub mod source;
+pub mod transform;
