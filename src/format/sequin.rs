@@ -152,7 +152,7 @@ fn write_metadata(out: &mut Vec<u8>, shape: &TableShape, change: &Change) -> Res
         }
         match value {
             Some(Value::Text(text)) => {
-                json::write_string(out, text).map_err(|json::NotUtf8| shape.not_utf8(index))?
+                json::write_string(out, text).map_err(|json::NotUtf8| shape.not_utf8(index))?;
             }
             _ => out.extend_from_slice(b"null"),
         }

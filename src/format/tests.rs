@@ -15,7 +15,7 @@ use crate::{
     schema::{Column, Identity, Table, Type, TypeKind},
 };
 
-const ORACLE: &str = include_str!("../../tests/fixtures/to_jsonb.jsonl");
+const ORACLE: &str = include_str!("../../tests/fixtures/to_jsonb.ndjson");
 const NATIVE_SCHEMA: &str = include_str!("../../docs/schema/native.schema.json");
 const SEQUIN_SCHEMA: &str = include_str!("../../docs/schema/sequin.schema.json");
 

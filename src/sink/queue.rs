@@ -281,3 +281,141 @@ impl Drop for Queue {
         self.shared.taken.notify_waiters();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::task::JoinHandle;
+
+    use super::*;
+    use crate::{
+        error::Class,
+        sink::testing::{batch, context, progress},
+    };
+
+    fn queue(context: &Context, capacity: usize) -> Queue {
+        Queue::new("q", &config::Queue { capacity }, context).unwrap()
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "the tests await what they spawn")]
+    fn write(mut queue: Queue, range: std::ops::Range<u64>) -> JoinHandle<Queue> {
+        tokio::spawn(async move {
+            let written = queue.write(&batch(range.clone()), &progress(range.end)).await;
+            assert!(matches!(written, Ok(Written::All)));
+            queue
+        })
+    }
+
+    fn offsets(delivery: &Delivery) -> Vec<u64> {
+        delivery.changes.iter().map(|change| change.offset).collect()
+    }
+
+    /// Lets every task that can run do so: the runtime of these tests has one thread.
+    async fn settle() {
+        for _ in 0..20 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_write_returns_once_the_subscriber_is_done_with_it() {
+        let context = context();
+        let mut subscription = context.queues.subscribe("q").unwrap();
+        let writer = write(queue(&context, 100), 0..5);
+        let first = subscription.next(3).await.unwrap();
+        assert_eq!((offsets(&first), first.cursor), (vec![0, 1, 2], 3));
+        assert_eq!(first.lineage, context.lineage);
+        let second = subscription.next(3).await.unwrap();
+        assert_eq!(offsets(&second), [3, 4]);
+        settle().await;
+        assert!(!writer.is_finished(), "progress must wait for the subscriber");
+        subscription.done();
+        drop(writer.await.unwrap());
+        assert!(subscription.next(3).await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_blocks_its_writer_and_keeps_the_order() {
+        let context = context();
+        let mut subscription = context.queues.subscribe("q").unwrap();
+        let writer = write(queue(&context, 4), 0..50);
+        let mut seen = Vec::new();
+        while seen.len() < 50 {
+            settle().await;
+            assert!(context.queues.shared("q").lock().items.len() <= 4);
+            let delivery = subscription.next(3).await.unwrap();
+            assert!(delivery.changes.len() <= 3);
+            seen.extend(offsets(&delivery));
+        }
+        subscription.done();
+        writer.await.unwrap();
+        assert_eq!(seen, (0..50).collect::<Vec<_>>());
+    }
+
+    #[tokio::test]
+    async fn what_a_dropped_subscriber_had_comes_again() {
+        let context = context();
+        let mut subscription = context.queues.subscribe("q").unwrap();
+        assert_eq!(context.queues.subscribe("q").unwrap_err().class(), Class::Config);
+        let writer = write(queue(&context, 10), 0..4);
+        assert_eq!(offsets(&subscription.next(2).await.unwrap()), [0, 1]);
+        drop(subscription);
+        let mut subscription = context.queues.subscribe("q").unwrap();
+        assert_eq!(offsets(&subscription.next(9).await.unwrap()), [0, 1, 2, 3]);
+        subscription.done();
+        writer.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_delivery_that_is_not_full_waits_for_more_but_not_for_ever() {
+        let context = context();
+        let linger = Duration::from_millis(20);
+        let mut subscription = context.queues.subscribe("q").unwrap().linger(linger);
+        let first = write(queue(&context, 10), 0..2);
+        let start = Instant::now();
+        assert_eq!(offsets(&subscription.next(5).await.unwrap()), [0, 1]);
+        assert!(start.elapsed() >= linger);
+        subscription.done();
+        let keep = first.await.unwrap();
+        let mut subscription = subscription.linger(Duration::from_secs(3600));
+        let second = write(queue(&context, 10), 2..7);
+        let full = tokio::time::timeout(Duration::from_secs(60), subscription.next(5));
+        assert_eq!(offsets(&full.await.unwrap().unwrap()), [2, 3, 4, 5, 6]);
+        subscription.done();
+        drop((keep, second.await.unwrap()));
+    }
+
+    #[tokio::test]
+    async fn several_sinks_write_and_a_delivery_never_mixes_two_histories() {
+        let one = context();
+        let two = Context { lineage: Uuid::from_u128(8), ..one.clone() };
+        let mut subscription = one.queues.subscribe("q").unwrap();
+        let writers = [write(queue(&one, 100), 0..10), write(queue(&two, 100), 0..10)];
+        let mut seen: HashMap<Uuid, Vec<u64>> = HashMap::new();
+        while seen.values().map(Vec::len).sum::<usize>() < 20 {
+            let delivery = subscription.next(7).await.unwrap();
+            seen.entry(delivery.lineage).or_default().extend(offsets(&delivery));
+        }
+        subscription.done();
+        for writer in writers {
+            writer.await.unwrap();
+        }
+        assert!(seen.values().all(|seen| *seen == (0..10).collect::<Vec<_>>()), "{seen:?}");
+        assert_eq!(seen.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_cancelled_write_leaves_nothing_that_nobody_has_seen() {
+        let context = context();
+        let mut queue = queue(&context, 100);
+        let (changes, at) = (batch(0..5), progress(5));
+        let cancelled = tokio::time::timeout(Duration::from_millis(5), queue.write(&changes, &at));
+        assert!(cancelled.await.is_err());
+        assert_eq!(queue.open().await.unwrap(), None);
+        let mut subscription = context.queues.subscribe("q").unwrap();
+        let writer = write(queue, 0..5);
+        assert_eq!(offsets(&subscription.next(100).await.unwrap()), [0, 1, 2, 3, 4]);
+        subscription.done();
+        drop(writer.await.unwrap());
+        assert!(subscription.next(1).await.is_none());
+    }
+}

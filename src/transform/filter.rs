@@ -13,13 +13,14 @@ use crate::{
 const TABLES_MAX: usize = 4096;
 
 /// A sink's rules. A change passes where all of them let it: its table, its schema and its operation.
-/// Rules over tables and schemas say nothing about logical messages, which have neither; `read`
-/// passes whatever the operations are.
+/// Rules over tables and schemas say nothing about logical messages, which have neither; the
+/// operations say nothing about the rows of backfills, which have a rule of their own.
 #[derive(Debug)]
 pub struct Filter {
     tables: Globs,
     schemas: Vec<String>,
     operations: Vec<Op>,
+    reads: bool,
     filtered: u64,
     last: Option<(Arc<Table>, bool)>,
     /// By address; the table is kept alive, so that its address names it.
@@ -33,10 +34,18 @@ impl Filter {
             tables: Globs::new(&sink.tables),
             schemas: sink.schemas.clone(),
             operations: sink.operations.clone(),
+            reads: true,
             filtered: 0,
             last: None,
             decided: HashMap::new(),
         }
+    }
+
+    /// Whether the rows of backfills (`read`) pass; by default they do.
+    #[must_use]
+    pub fn reads(mut self, reads: bool) -> Self {
+        self.reads = reads;
+        self
     }
 
     /// The changes that pass, in their order. The end of a transaction whose last change is filtered
@@ -65,9 +74,10 @@ impl Filter {
     }
 
     fn passes(&mut self, change: &Change) -> bool {
-        let operation = self.operations.is_empty()
-            || change.op == Op::Read
-            || self.operations.contains(&change.op);
+        let operation = match change.op {
+            Op::Read => self.reads,
+            op => self.operations.is_empty() || self.operations.contains(&op),
+        };
         operation && change.table.as_ref().is_none_or(|table| self.passes_table(table))
     }
 
@@ -167,6 +177,8 @@ mod tests {
         assert_eq!(offsets(&schemas.apply(mixed())), [0, 1, 2, 3, 5, 6]);
         let mut operations = filter(&[], &[], &[Op::Delete]);
         assert_eq!(offsets(&operations.apply(mixed())), [2, 3, 6]);
+        let mut no_reads = filter(&[], &[], &[]).reads(false);
+        assert_eq!(offsets(&no_reads.apply(mixed())), [0, 1, 2, 4, 5, 6]);
         let mut all = filter(&["public.*", "!*.audit_*"], &["public"], &[Op::Delete]);
         assert_eq!(offsets(&all.apply(mixed())), [3, 6]);
         assert_eq!(all.filtered(), 5);

@@ -13,10 +13,11 @@
 mod capture;
 mod chaos;
 mod journal;
-mod journal_power_cut;
 mod journal_damage;
+mod journal_power_cut;
 mod kit;
 mod operation;
+mod sink;
 mod source;
 mod source_history;
 mod source_login;
