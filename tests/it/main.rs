@@ -10,8 +10,12 @@
     reason = "a test that meets the unexpected fails at once, and says where"
 )]
 
+mod audit;
 mod capture;
 mod chaos;
+mod config_cdc;
+mod diagnosis;
+mod features;
 mod journal;
 mod journal_damage;
 mod journal_power_cut;
@@ -22,3 +26,4 @@ mod source;
 mod source_history;
 mod source_login;
 mod source_tables;
+mod tokens;
