@@ -44,8 +44,9 @@ pub use self::{
     token::Token,
     verify::{Dump, Inspection, read_segment},
 };
+pub use crate::change::{Gap, Origin};
 use crate::{
-    change::{Batch, Gap, Origin, Position, Timestamp},
+    change::{Batch, Position, Timestamp},
     disk::Disk,
     error::{Class, Classify, Error, Result},
 };
