@@ -45,11 +45,15 @@ const OPEN_BYTES_MAX: usize = 2 << 20;
 /// Under load the reader hands over at this size, or at `HOLD_MAX`.
 const HOLD_BYTES: usize = 256 << 10;
 const HOLD_MAX: Duration = Duration::from_millis(2);
-/// The wait before a read under load.
-const COALESCE: Duration = Duration::from_micros(200);
-/// The rate that counts as load, over at least `LOAD_WINDOW`.
+/// The wait before a read under load; docs/adr/0003 has the figures.
+const COALESCE: Duration = Duration::from_micros(400);
+/// The rate that counts as load. A load is noticed soon and forgotten late: the walsender pauses
+/// between transactions, and a reader that turns eager in each pause wakes for every message.
 const LOAD_BYTES_PER_MS: u128 = 4 << 10;
-const LOAD_WINDOW: Duration = Duration::from_millis(1);
+const RISE_WINDOW: Duration = Duration::from_millis(1);
+const FALL_WINDOW: Duration = Duration::from_millis(10);
+/// A read of less than this has found the end of what there was.
+const DRY_BYTES: usize = 4 << 10;
 /// A quiet read looks up this often for a stop and for something to confirm.
 const QUIET_READ: Duration = Duration::from_millis(50);
 /// A read under load that finds nothing ends the load; the system rounds it up to its tick.
@@ -247,10 +251,11 @@ impl Reader {
                     self.note(read)?;
                     let bytes = self.frames.take_whole()?;
                     self.decode(bytes)?;
-                    self.hand_over_or_hold();
+                    self.hand_over_or_hold(read < DRY_BYTES);
                 }
                 Err(error) if is_timeout(&error) => {
-                    self.set_load(false)?;
+                    let high = self.load.note(0, Instant::now());
+                    self.set_load(high)?;
                     self.hand_over();
                 }
                 Err(error) => return Err(broken(error)),
@@ -333,11 +338,11 @@ impl Reader {
         }
     }
 
-    fn hand_over_or_hold(&mut self) {
+    fn hand_over_or_hold(&mut self, dry: bool) {
         let now = Instant::now();
         let held = *self.held_since.get_or_insert(now);
         let enough = self.assembler.bytes() >= HOLD_BYTES || now - held >= HOLD_MAX;
-        if !self.load.high || enough {
+        if !self.load.high || enough || dry {
             self.hand_over();
         }
         if self.load.high {
@@ -427,7 +432,7 @@ impl Load {
     fn note(&mut self, read: usize, now: Instant) -> bool {
         self.bytes += read;
         let elapsed = now - self.since;
-        if elapsed < LOAD_WINDOW {
+        if elapsed < if self.high { FALL_WINDOW } else { RISE_WINDOW } {
             return self.high;
         }
         let high = self.bytes as u128 * 1000 >= LOAD_BYTES_PER_MS * elapsed.as_micros();
@@ -450,6 +455,15 @@ mod tests {
         }
         let later = start + Duration::from_millis(100);
         assert!((1..=20).any(|tick| load.note(2_000, later + Duration::from_micros(tick * 100))));
+    }
+
+    #[test]
+    fn a_load_outlives_the_pause_between_two_transactions_and_ends_soon_after() {
+        let start = Instant::now();
+        let mut load = Load { since: start, bytes: 1 << 20, high: true };
+        assert!(load.note(0, start + Duration::from_millis(5)));
+        assert!(load.note(0, start + Duration::from_millis(10)), "much came in this window");
+        assert!(!load.note(100, start + Duration::from_millis(20)));
     }
 
     fn batch(position: Option<u64>, count: usize) -> Batch {
