@@ -388,7 +388,7 @@ impl Reader {
         if due { self.report().map_err(broken) } else { Ok(()) }
     }
 
-    /// `Standby status update`: what is written, flushed and applied is one position, the confirmed.
+    /// `Standby status update`: what is written, flushed and applied is one position.
     fn report(&mut self) -> io::Result<()> {
         let confirmed = self.shared.confirmed.load(Ordering::Acquire);
         let clock = Timestamp::now().0 - 946_684_800_000_000;
