@@ -407,6 +407,47 @@ async fn a_restart_of_the_server_is_retried_and_loses_nothing() {
     assert_eq!(after(&reading.take(1).await[0]), ["2"]);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_orderly_shutdown_of_the_server_is_not_held_up() {
+    for caught_up in [true, false] {
+        shut_down(caught_up).await;
+    }
+}
+
+async fn shut_down(caught_up: bool) {
+    let mut cluster = Cluster::start().await;
+    cluster.sql("create table t (id int primary key)").await;
+    let mut reading = Reading::begin(&cluster).await;
+    cluster.sql("insert into t select generate_series(1, 20000)").await;
+    if caught_up {
+        reading.take(20_000).await;
+        reading.confirm().await;
+    }
+    // As capture does: what was taken is confirmed. The server waits until all of it is.
+    let consumer = async {
+        loop {
+            match reading.opened.source.next().await {
+                Ok(batch) => {
+                    reading.position = batch.position.or(reading.position);
+                    if reading.position.is_some() {
+                        reading.confirm().await;
+                    }
+                }
+                Err(error) => break error,
+            }
+        }
+    };
+    let begun = std::time::Instant::now();
+    let down = tokio::task::spawn_blocking(move || {
+        cluster.down(Stop::Fast);
+        cluster
+    });
+    let error = tokio::time::timeout(PATIENCE, consumer).await.expect("the stream ends");
+    assert_eq!(error.class(), walrace::error::Class::Retry, "{error}");
+    drop(down.await.unwrap());
+    assert!(begun.elapsed() < PATIENCE, "caught up: {caught_up}, after {:?}", begun.elapsed());
+}
+
 #[tokio::test]
 async fn types_are_described_to_their_ground() {
     use walrace::schema::TypeKind;

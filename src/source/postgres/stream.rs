@@ -59,6 +59,8 @@ const QUIET_READ: Duration = Duration::from_millis(50);
 /// A read under load that finds nothing ends the load; the system rounds it up to its tick.
 const LOADED_READ: Duration = Duration::from_millis(1);
 const BUFFER_BYTES: usize = 1 << 20;
+/// A server that shuts down asks again as soon as it has an answer.
+const ANSWER_INTERVAL: Duration = Duration::from_millis(10);
 const CONFIRM_INTERVAL: Duration = Duration::from_millis(100);
 const STATUS_INTERVAL_MAX: Duration = Duration::from_secs(10);
 /// A position without changes is handed over at most this often.
@@ -235,8 +237,11 @@ impl Reader {
             let _ = self.report().and_then(|()| self.stream.write_all(FAREWELL));
             let _ = self.stream.flush();
         }
+        // The source holds a second handle: without this, a server that shuts down would wait for a
+        // reader that is gone.
+        self.stream.socket().close();
         let shared = Arc::clone(&self.shared);
-        drop(self); // closes the connection before anybody is told
+        drop(self);
         shared.end(outcome.err());
     }
 
@@ -382,7 +387,7 @@ impl Reader {
     fn report_if_due(&mut self) -> Result<()> {
         let waited = self.last_status.elapsed();
         let news = self.shared.confirmed.load(Ordering::Acquire) > self.sent_confirmed;
-        let due = self.answer_now
+        let due = (self.answer_now && waited >= ANSWER_INTERVAL)
             || waited >= self.status_interval
             || (news && waited >= CONFIRM_INTERVAL);
         if due { self.report().map_err(broken) } else { Ok(()) }
