@@ -235,7 +235,8 @@ fn reconcile_until(settings: &Settings, (stopped, wake): &(Mutex<bool>, Condvar)
         };
         // Said once: it would repeat every few seconds.
         if !error.is_empty() && error != last_error {
-            tracing::warn!(source = %settings.name, %error, "cannot compare the tables with the globs");
+            let source = &settings.name;
+            tracing::warn!(%source, %error, "the tables that exist are not all captured");
         }
         last_error = error;
     }
