@@ -2,5 +2,6 @@
 
 mod journal;
 mod journal_damage;
+mod journal_fixture;
 mod journal_power_cut;
 mod kit;
