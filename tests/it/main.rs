@@ -14,6 +14,7 @@ mod capture;
 mod chaos;
 mod journal;
 mod journal_damage;
+mod journal_fixture;
 mod journal_power_cut;
 mod kit;
 mod operation;
