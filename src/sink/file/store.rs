@@ -102,7 +102,8 @@ impl Store {
             return Err(Error::damaged(format!("{} is not open", self.path.display()))
                 .remedy("after a failed sync nobody knows what the disk holds: start again"));
         };
-        if open.state.progress == Some(progress) && lines.bytes.is_empty() {
+        // What progress says is there is there: a write that was cancelled late was done after all.
+        if open.state.progress == Some(progress) {
             self.open = Some(open);
             return Ok(());
         }

@@ -269,6 +269,8 @@ enum Loss {
     NamesOnly,
     ContentOnly,
     HalfOfContent,
+    /// Only the process dies: nothing is lost, and nothing becomes durable by it.
+    Process,
 }
 
 impl Fragile {
@@ -294,6 +296,9 @@ impl Fragile {
     fn fail_power(&self, loss: Loss) {
         let mut memory = self.lock();
         memory.left = None;
+        if matches!(loss, Loss::Process) {
+            return;
+        }
         if matches!(loss, Loss::All | Loss::NamesOnly) {
             memory.names = memory.synced_names.clone();
         }
@@ -306,7 +311,7 @@ impl Fragile {
                     let from = synced.len().min(content.len());
                     content[kept..from].copy_from_slice(&synced[kept..from]);
                 }
-                Loss::Nothing | Loss::NamesOnly => {}
+                Loss::Nothing | Loss::NamesOnly | Loss::Process => {}
             }
             *synced = content.clone();
         }
@@ -439,7 +444,10 @@ async fn deliver(disk: &Arc<dyn Disk>) -> Result<()> {
 
 /// Stops the machine at every operation of a delivery with rotations, then at every operation of
 /// the recovery, and returns what is wrong at the end, if anything.
-async fn crash_everywhere(loss: Loss, ignored: Option<Ignored>) -> Result<usize, String> {
+async fn crash_everywhere(
+    (loss, then): (Loss, Loss),
+    ignored: Option<Ignored>,
+) -> Result<usize, String> {
     let mut crashes = 0;
     for first in 0.. {
         let disk = Fragile::default();
@@ -455,10 +463,10 @@ async fn crash_everywhere(loss: Loss, ignored: Option<Ignored>) -> Result<usize,
             disk.lock().left = second;
             let mut found = deliver(&disk.shared()).await;
             if found.is_err() && second.is_some() {
-                disk.fail_power(loss);
+                disk.fail_power(then);
                 found = deliver(&disk.shared()).await;
             }
-            let at = format!("{loss:?} at {first}, then {second:?}");
+            let at = format!("{loss:?} at {first}, then {then:?} at {second:?}");
             found.map_err(|error: Error| format!("{at}: {error}"))?;
             disk.fail_power(Loss::All);
             let lines = disk.lines();
@@ -471,8 +479,17 @@ async fn crash_everywhere(loss: Loss, ignored: Option<Ignored>) -> Result<usize,
     unreachable!("the loop ends with a delivery that is not stopped")
 }
 
-const LOSSES: [Loss; 5] =
-    [Loss::All, Loss::Nothing, Loss::NamesOnly, Loss::ContentOnly, Loss::HalfOfContent];
+const LOSSES: [(Loss, Loss); 9] = [
+    (Loss::All, Loss::All),
+    (Loss::Nothing, Loss::Nothing),
+    (Loss::NamesOnly, Loss::NamesOnly),
+    (Loss::ContentOnly, Loss::ContentOnly),
+    (Loss::HalfOfContent, Loss::HalfOfContent),
+    (Loss::Process, Loss::All),
+    (Loss::Process, Loss::NamesOnly),
+    (Loss::Process, Loss::ContentOnly),
+    (Loss::Process, Loss::HalfOfContent),
+];
 
 #[tokio::test]
 async fn a_crash_at_any_operation_leaves_each_change_once() {
@@ -491,6 +508,39 @@ async fn leaving_out_any_kind_of_sync_is_noticed() {
         }
         assert!(noticed, "{ignored:?} could be left out");
     }
+}
+
+#[tokio::test]
+async fn a_cancelled_write_is_done_whole_or_not_at_all_before_the_next_call() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut sink, path) = real(&directory);
+    let mut cursor = sink.open().await.unwrap().map_or(0, |progress| progress.cursor);
+    let (mut done, mut undone) = (0, 0);
+    for round in 0..60 {
+        let (changes, to) = (batch(cursor..cursor + 50), progress(cursor + 50));
+        let patience = std::time::Duration::from_micros(round % 20 * 50);
+        let _ = tokio::time::timeout(patience, sink.write(&changes, &to)).await;
+        match round % 3 {
+            0 => cursor = sink.open().await.unwrap().map_or(0, |progress| progress.cursor),
+            1 => {
+                drop(sink);
+                sink = real(&directory).0;
+                cursor = sink.open().await.unwrap().map_or(0, |progress| progress.cursor);
+            }
+            _ => {
+                assert!(matches!(sink.write(&changes, &to).await, Ok(Written::All)));
+                cursor += 50;
+            }
+        }
+        if cursor == to.cursor {
+            done += 1
+        } else {
+            undone += 1
+        }
+        let found = offsets(&fs::read(&path).unwrap());
+        assert!(found.into_iter().eq(0..cursor), "round {round}, cursor {cursor}");
+    }
+    assert!(done > 0 && undone > 0, "{done} {undone}: nothing was cancelled, or everything");
 }
 
 #[tokio::test]
