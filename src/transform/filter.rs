@@ -198,6 +198,10 @@ mod tests {
         let passed = filter.apply(Batch { changes, position: None });
         assert_eq!(offsets(&passed), [8]);
         assert!(passed.changes[0].closes_transaction);
+        let changes =
+            vec![change(8, Op::Insert, Some(("public", "orders"))), change(19, Op::Insert, other)];
+        let passed = filter.apply(Batch { changes, position: None });
+        assert!(!passed.changes[0].closes_transaction, "the end of another transaction");
     }
 
     #[test]
