@@ -56,7 +56,7 @@ impl Custom {
     fn breach(&self, what: &str) -> Error {
         Error::config(format!("{} {what}", self.endpoint.name())).remedy(
             "answer with {\"outcomes\":[...]}, one of {\"ok\":true}, {\"refused\":\"why\"} and \
-             {\"retry\":\"why\"} for each change in its order, or with an empty body for all of them",
+             {\"retry\":\"why\"} for each change in its order, or with an empty body",
         )
     }
 

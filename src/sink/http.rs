@@ -94,8 +94,8 @@ impl Endpoint {
         }
     }
 
-    /// POSTs JSON and waits for a reply of success; every other outcome is an error whose class says
-    /// what it means (DESIGN, section 11). Waits first as long as the last reply asked for.
+    /// POSTs JSON and waits for a reply of success; every other outcome is an error whose class
+    /// says what it means (DESIGN, section 11). Waits first as long as the last reply asked for.
     pub(super) async fn post(&mut self, headers: HeaderMap, body: Vec<u8>) -> Result<Response> {
         if let Some(time) = self.not_before {
             tokio::time::sleep_until(time).await;

@@ -30,7 +30,7 @@ pub(super) struct File {
     encoder: Encoder,
     buffer: Vec<u8>,
     context: Context,
-    /// Locked only by blocking tasks: one that outlives a cancelled call keeps the next one waiting.
+    /// Locked by blocking tasks: one that outlives a cancelled call keeps the next one waiting.
     store: Arc<Mutex<Store>>,
     /// Counts the calls: a task of a cancelled call that has not begun must not begin any more.
     calls: Arc<AtomicU64>,

@@ -1,7 +1,7 @@
 //! The data file and its sidecar on disk. All calls block.
 //!
 //! ```text
-//! write:   data -> sync -> state -> sync                            (a state: one slot, see sidecar)
+//! write:   data -> sync -> state -> sync
 //! rotate:  state with the intent -> rename -> sync of the directory
 //!          -> new data file -> sync of the directory -> state of the new file
 //! open:    cut what lies beyond the state; finish a rotation that has an intent
@@ -192,7 +192,7 @@ impl Store {
         self.finish_rotation(sidecar, state)
     }
 
-    /// `changes.<first>-<last>.jsonl`; after a rewind the same offsets come again, and get a number.
+    /// `changes.<first>-<last>.jsonl`; after a rewind the same offsets come again, with a number.
     fn rotated_name(&self, state: &State) -> Result<String> {
         let (first, last) = state.offsets.unwrap_or_default();
         let part = |part: Option<&std::ffi::OsStr>| {
