@@ -185,7 +185,7 @@ impl Delivering {
     }
 
     pub(super) fn filter(&self) -> Filter {
-        Filter::new(&self.config)
+        Filter::new(&self.config).reads(self.config.reads)
     }
 
     pub(super) fn name(&self) -> &str {
