@@ -93,8 +93,8 @@ fn info(config: &Config, which: &Which) -> Result<ExitCode> {
 fn render(info: &Info) -> String {
     let progress = info.progress.map_or("none yet".to_owned(), |at| at.to_string());
     let mut text = format!(
-        "lineage      {} (incarnation {})\noffsets      {} to {} ({} changes)\non disk      {} in {} \
-         segments\nprogress     {progress}\n",
+        "lineage      {} (incarnation {})\noffsets      {} to {} ({} changes)\non disk      {} in \
+         {} segments\nprogress     {progress}\n",
         info.lineage,
         info.incarnation,
         info.start,

@@ -211,8 +211,8 @@ impl Active {
         Ok(())
     }
 
-    /// Forgets what follows `point`, and cuts it off the file. What a power cut brings back of it lacks
-    /// its last block, the one that commits, so recovery cuts it again.
+    /// Forgets what follows `point`, and cuts it off the file. What a power cut brings back of it
+    /// lacks its last block, the one that commits, so recovery cuts it again.
     pub(super) fn cut_back(&mut self, point: Point) -> io::Result<()> {
         self.out.bytes.clear();
         self.entries.clear();

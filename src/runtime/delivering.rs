@@ -146,8 +146,8 @@ impl Delivering {
         let end = self.journal.end();
         if progress.cursor > end {
             return Err(Error::damaged(format!(
-                "sink {} has offset {}, and the journal ends at {end}: the journal is older than the \
-                 sink's progress",
+                "sink {} has offset {}, and the journal ends at {end}: the journal is older \
+                 than the sink's progress",
                 self.name, progress.cursor
             ))
             .remedy("put back the newer data_dir"));

@@ -32,8 +32,8 @@ impl Pulse {
         samples.push((now, end));
     }
 
-    /// How long ago the change at `offset` was appended, in milliseconds: at least, where it was before
-    /// the first sample.
+    /// How long ago the change at `offset` was appended, in milliseconds: at least, where it was
+    /// before the first sample.
     pub(super) fn age_ms(&self, now: Timestamp, offset: u64) -> u64 {
         let samples = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let first = samples.partition_point(|(_, end)| *end <= offset);

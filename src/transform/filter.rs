@@ -49,8 +49,8 @@ impl Filter {
     }
 
     /// The changes that pass, in their order. The end of a transaction whose last change is
-    /// filtered moves to the last one that is left of it. The batch may become empty: progress passes what
-    /// was filtered.
+    /// filtered moves to the last one that is left of it. The batch may become empty: progress
+    /// passes what was filtered.
     pub fn apply(&mut self, batch: Batch) -> Batch {
         let before = batch.changes.len();
         let mut passed: Vec<Change> = Vec::with_capacity(before);
