@@ -238,8 +238,8 @@ impl Desk {
         );
         if self.rng.u8(0..8) == 0 {
             let declined = transaction.run_and_undo(&pay, &self.counts)?;
-            let ids = declined.into_iter().filter_map(first).filter_map(|id| id.parse().ok());
-            self.undone.payments.extend(ids);
+            let ids = declined.into_iter().filter_map(first);
+            self.undone.payments.extend(ids.filter_map(|id| id.parse::<i64>().ok()));
         }
         transaction.run(&pay)?;
         transaction.run(&reserve(&booking, true))?;

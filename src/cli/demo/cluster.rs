@@ -80,8 +80,8 @@ impl Cluster {
         let mut cluster =
             Self { server: None, folder: Some(folder), path, version: found.version, keep };
         cluster.initialize(&found.bin, &user)?;
-        let server = Server::spawn(&cluster, &found.bin, &user)?;
-        cluster.server.insert(server).wait_ready(&cluster.path, &cluster.url())?;
+        let (server, url) = (Server::spawn(&cluster, &found.bin, &user)?, cluster.url());
+        cluster.server.insert(server).wait_ready(&cluster.path, &url)?;
         Ok(cluster)
     }
 
