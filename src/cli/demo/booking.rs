@@ -290,8 +290,9 @@ impl Desk {
         let id = &booking.id;
         let mut transaction = Transaction::begin(&mut self.session)?;
         for table in ["payments", "bookings"] {
-            transaction
-                .run(&format!("delete from {table} where booking_id = {id} returning booking_id"))?;
+            transaction.run(&format!(
+                "delete from {table} where booking_id = {id} returning booking_id"
+            ))?;
         }
         transaction.run(&reserve(&booking, false))?;
         transaction.commit(&self.counts)?;
@@ -362,7 +363,8 @@ fn insert_booking(
     let guest = rng.choice(guests).map_or("1", String::as_str);
     let party = format!("{{\"adults\": {}, \"children\": {}}}", rng.u8(1..4), rng.u8(0..3));
     let extras: Vec<&str> = EXTRAS.into_iter().filter(|_| rng.u8(0..3) == 0).collect();
-    let extras = if extras.is_empty() { String::new() } else { format!("'{}'", extras.join("','")) };
+    let extras =
+        if extras.is_empty() { String::new() } else { format!("'{}'", extras.join("','")) };
     let note = (rng.u8(0..4) == 0).then(|| rng.choice(NOTES)).flatten();
     let note = note.map_or("null".into(), quote);
     let rows = transaction.run(&format!(

@@ -123,7 +123,10 @@ impl Cluster {
     /// How to connect, as the superuser.
     pub(super) fn url(&self) -> String {
         let host = socket_dir(&self.path).display().to_string();
-        format!("postgres://postgres@/postgres?host={}", utf8_percent_encode(&host, NON_ALPHANUMERIC))
+        format!(
+            "postgres://postgres@/postgres?host={}",
+            utf8_percent_encode(&host, NON_ALPHANUMERIC)
+        )
     }
 
     /// Stops the server, and removes the folder unless it is to be kept.
@@ -252,8 +255,10 @@ impl User {
         };
         match (id("-u"), id("-g")) {
             (Some(user), Some(group)) => Ok(Self { ids: Some((user, group)) }),
-            _ => Err(Error::config("PostgreSQL refuses to run as root, and there is no user postgres")
-                .remedy("run the demo as another user, or create one: useradd --system postgres")),
+            _ => Err(Error::config(
+                "PostgreSQL refuses to run as root, and there is no user postgres",
+            )
+            .remedy("run the demo as another user, or create one: useradd --system postgres")),
         }
     }
 
@@ -288,7 +293,8 @@ fn make_folder(user: &User) -> Result<TempDir> {
         }
         Ok(folder)
     };
-    let too_long = |folder: &TempDir| socket_dir(folder.path()).as_os_str().len() > SOCKET_FOLDER_BYTES_MAX;
+    let too_long =
+        |folder: &TempDir| socket_dir(folder.path()).as_os_str().len() > SOCKET_FOLDER_BYTES_MAX;
     let made: std::io::Result<TempDir> = match make(&parent) {
         Ok(folder) if too_long(&folder) => make(Path::new("/tmp")),
         made => made,

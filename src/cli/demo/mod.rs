@@ -93,7 +93,8 @@ pub async fn run(args: Args, global: &Global) -> Result<ExitCode> {
     screen.end_status();
     if keep {
         screen.say(&format!("\n  kept in {}:", folder.display()));
-        screen.say("    changes.jsonl  walrace.toml  data/ (the journal)  postgres/ (the database)");
+        screen
+            .say("    changes.jsonl  walrace.toml  data/ (the journal)  postgres/ (the database)");
     }
     outcome
 }
@@ -172,8 +173,14 @@ fn introduce(screen: &mut Screen, cluster: &Cluster, args: &Args) {
     let row = |name: &str, text: String| format!("  {}  {text}", screen.paint(Tone::Dim, name));
     let lines = [
         screen.paint(Tone::Bold, "Walrace demo: the booking desk of a cruise line"),
-        row("database", format!("PostgreSQL {}, private, in a temporary folder", cluster.version())),
-        row("load    ", format!("{} transactions a second over {} tables", args.rate, booking::TABLES.len())),
+        row(
+            "database",
+            format!("PostgreSQL {}, private, in a temporary folder", cluster.version()),
+        ),
+        row(
+            "load    ",
+            format!("{} transactions a second over {} tables", args.rate, booking::TABLES.len()),
+        ),
         row("sinks   ", "changes.jsonl for the proof, a queue for what you see here".to_owned()),
         row("end     ", format!("{end}; then comes the proof")),
         String::new(),

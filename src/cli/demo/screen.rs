@@ -189,8 +189,7 @@ impl Sampler {
             self.shown_xid = Some(xid);
             self.shown_of_transaction = 0;
         }
-        let shown =
-            self.shown_xid == Some(xid) && self.shown_of_transaction < SHOWN_OF_TRANSACTION;
+        let shown = self.shown_xid == Some(xid) && self.shown_of_transaction < SHOWN_OF_TRANSACTION;
         if shown {
             self.shown_of_transaction += 1;
             self.budget -= 1.0;

@@ -205,7 +205,11 @@ impl<'a> Show<'a> {
         self.looked_at = Instant::now();
         let (committed, in_file) = (self.counts.committed(), self.in_file());
         let figure = |number: u64, unit: &str| {
-            format!("{} {}", self.screen.paint(Tone::Bold, grouped(number)), self.screen.paint(Tone::Dim, unit))
+            format!(
+                "{} {}",
+                self.screen.paint(Tone::Bold, grouped(number)),
+                self.screen.paint(Tone::Dim, unit)
+            )
         };
         let mut parts = vec![
             figure(self.committed.of(committed, interval), "committed/s"),

@@ -67,7 +67,9 @@ impl Verdict {
         }
         lines.push(String::new());
         lines.push(match self.holds() {
-            true => screen.paint(Tone::Good, "  Every committed change arrived, once and in order."),
+            true => {
+                screen.paint(Tone::Good, "  Every committed change arrived, once and in order.")
+            }
             false => screen.paint(Tone::Bad, "  The proof has failed: see the figures in red."),
         });
         lines
