@@ -10,7 +10,7 @@ use std::{
 
 use fastrand::Rng;
 
-use super::tally::Counts;
+use super::{cluster, tally::Counts};
 use crate::{
     error::{Error, Result, ResultExt},
     source::postgres::Session,
@@ -25,7 +25,8 @@ pub(super) const TABLES: [(&str, &[&str]); 5] = [
     ("sailings", &["sailing_id"]),
 ];
 
-/// `briefing` is long enough for PostgreSQL to store it out of line (TOAST).
+/// `briefing` is long enough for PostgreSQL to store it out of line (TOAST). Tables with the replica
+/// identity `full` show what an update has changed.
 const SCHEMA: &str = "
 create table guests (
     guest_id bigint generated always as identity primary key,
@@ -45,6 +46,7 @@ create table cabin_inventory (
     deck smallint not null,
     price_cents bigint not null,
     reserved boolean not null default false,
+    held_until timestamptz(0),
     primary key (sailing_id, cabin_id)
 );
 create table bookings (
@@ -56,8 +58,8 @@ create table bookings (
     party jsonb not null,
     extras text[] not null default '{}',
     notes text,
-    created_at timestamptz not null default now(),
-    confirmed_at timestamptz,
+    created_at timestamptz(0) not null default now(),
+    confirmed_at timestamptz(0),
     foreign key (sailing_id, cabin_id) references cabin_inventory
 );
 create table payments (
@@ -66,9 +68,12 @@ create table payments (
     amount_cents bigint not null,
     status text not null,
     fee_percent numeric(5, 2) not null default 1.90,
-    paid_at timestamptz not null default now()
+    paid_at timestamptz(0) not null default now()
 );
 create index on payments (booking_id);
+alter table bookings replica identity full;
+alter table cabin_inventory replica identity full;
+alter table payments replica identity full;
 ";
 
 const FIRST_NAMES: [&str; 12] = [
@@ -89,7 +94,7 @@ const GUESTS_FIRST: usize = 40;
 
 /// Creates the tables, empty.
 pub(super) fn create(url: &str) -> Result<()> {
-    let mut session = Session::connect(url)?;
+    let mut session = cluster::connect(url)?;
     session.execute(SCHEMA).context(|| "while creating the tables of the demo")?;
     Ok(())
 }
@@ -117,6 +122,14 @@ impl Booking {
     }
 }
 
+/// What becomes of a cabin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cabin {
+    Free,
+    Held,
+    Reserved,
+}
+
 /// One clerk with a session; remembers what there is to work on.
 #[derive(Debug)]
 pub(super) struct Desk {
@@ -134,7 +147,7 @@ impl Desk {
     /// Connects, and puts guests, sailings and cabins into the empty tables.
     pub(super) fn open(url: &str, counts: Arc<Counts>) -> Result<Self> {
         let mut desk = Self {
-            session: Session::connect(url)?,
+            session: cluster::connect(url)?,
             counts,
             rng: Rng::new(),
             undone: Undone::default(),
@@ -201,7 +214,7 @@ impl Desk {
         }
         let id = insert_booking(&mut transaction, &mut self.rng, (&self.guests, &sailing, &cabin))?;
         let booking = Booking { id, sailing, cabin };
-        transaction.run(&reserve(&booking, true))?;
+        transaction.run(&assign(&booking, Cabin::Held))?;
         transaction.commit(&self.counts)?;
         self.pending.push(booking);
         Ok(())
@@ -214,7 +227,7 @@ impl Desk {
         let mut transaction = Transaction::begin(&mut self.session)?;
         let id = insert_booking(&mut transaction, &mut self.rng, (&self.guests, &sailing, &cabin))?;
         let booking = Booking { id, sailing, cabin };
-        transaction.run(&reserve(&booking, true))?;
+        transaction.run(&assign(&booking, Cabin::Held))?;
         let xid = transaction.roll_back(&self.counts)?;
         self.undone.transactions.insert(xid);
         Ok(())
@@ -242,7 +255,7 @@ impl Desk {
             self.undone.payments.extend(ids.filter_map(|id| id.parse::<i64>().ok()));
         }
         transaction.run(&pay)?;
-        transaction.run(&reserve(&booking, true))?;
+        transaction.run(&assign(&booking, Cabin::Reserved))?;
         transaction.commit(&self.counts)?;
         self.confirmed.push(booking);
         Ok(())
@@ -294,7 +307,7 @@ impl Desk {
                 "delete from {table} where booking_id = {id} returning booking_id"
             ))?;
         }
-        transaction.run(&reserve(&booking, false))?;
+        transaction.run(&assign(&booking, Cabin::Free))?;
         transaction.commit(&self.counts)?;
         self.free.push((booking.sailing, booking.cabin));
         Ok(())
@@ -376,9 +389,14 @@ fn insert_booking(
     id.ok_or_else(|| Error::bug("the server has not returned the id of a new booking"))
 }
 
-fn reserve(booking: &Booking, reserved: bool) -> String {
+fn assign(booking: &Booking, cabin: Cabin) -> String {
+    let values = match cabin {
+        Cabin::Free => "reserved = false, held_until = null",
+        Cabin::Held => "held_until = now() + interval '20 minutes'",
+        Cabin::Reserved => "reserved = true, held_until = null",
+    };
     let cabin = booking.cabin_is();
-    format!("update cabin_inventory set reserved = {reserved} where {cabin} returning cabin_id")
+    format!("update cabin_inventory set {values} where {cabin} returning cabin_id")
 }
 
 fn guest(rng: &mut Rng) -> String {

@@ -59,6 +59,13 @@ kill -QUIT "$1" 2>/dev/null
 [ -n "$3" ] || rm -rf "$2"
 "#;
 
+/// A session as an application has one: names without a schema are those of `public`.
+pub(super) fn connect(url: &str) -> Result<Session> {
+    let mut session = Session::connect(url)?;
+    session.execute("set search_path = public")?;
+    Ok(session)
+}
+
 /// The folder of a demo, with a PostgreSQL that runs in it. Dropping it stops the server and
 /// removes the folder, unless that is to be kept.
 #[derive(Debug)]

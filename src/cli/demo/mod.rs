@@ -76,14 +76,14 @@ pub async fn run(args: Args, global: &Global) -> Result<ExitCode> {
     log::start(&Log { level: Some(level.to_owned()), format })?;
     let interrupt = Interrupt::listen()?;
     let mut screen = Screen::new();
-    screen.status("starting a private PostgreSQL ...");
+    screen.doing("starting a private PostgreSQL ...");
     let keep = args.keep;
     let cluster = tokio::select! {
         cluster = blocking(move || Cluster::start(keep)) => cluster?,
         () = interrupt.asked() => return Ok(ExitCode::from(INTERRUPTED)),
     };
     let outcome = in_cluster(&args, &cluster, (&mut screen, &interrupt)).await;
-    screen.status("stopping PostgreSQL ...");
+    screen.doing("stopping PostgreSQL ...");
     let folder = cluster.path().to_owned();
     blocking(move || {
         drop(cluster);
@@ -115,7 +115,7 @@ async fn in_cluster(
     };
     walrace.stop().await;
     let Some(played) = played? else { return Ok(ExitCode::from(INTERRUPTED)) };
-    screen.status("replaying changes.jsonl and comparing it with the tables ...");
+    screen.doing("replaying changes.jsonl and comparing it with the tables ...");
     let verdict = prove(cluster, played).await?;
     screen.end_status();
     for line in verdict.lines(screen) {

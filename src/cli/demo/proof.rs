@@ -11,11 +11,13 @@ use std::{
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::booking::{TABLES, Undone};
+use super::{
+    booking::{TABLES, Undone},
+    cluster,
+};
 use crate::{
     change::Lsn,
     error::{Class, Classify, Error, Result, ResultExt},
-    source::postgres::Session,
 };
 
 /// More differences than this are counted, not listed.
@@ -117,7 +119,7 @@ impl Replay {
 
     /// Compares with the tables as they are now; the replayed rows are used up by it.
     pub(super) fn compare(&mut self, url: &str) -> Result<Comparison> {
-        let mut session = Session::connect(url)?;
+        let mut session = cluster::connect(url)?;
         let mut found = Comparison::default();
         for (table, _) in TABLES {
             let replayed = self.tables.remove(table).unwrap_or_default();

@@ -134,6 +134,14 @@ impl Screen {
         }
     }
 
+    /// Says on a terminal what is being done, until the next line.
+    pub(super) fn doing(&mut self, what: &str) {
+        if self.terminal {
+            let what = self.paint(Tone::Dim, what);
+            self.status(&format!("  {what}"));
+        }
+    }
+
     /// Takes the line of figures away.
     pub(super) fn end_status(&mut self) {
         if self.terminal {

@@ -7,6 +7,7 @@ use tokio::time::{Instant, interval, sleep, sleep_until};
 use super::{
     FILE_SINK, QUEUE_SINK, blocking,
     booking::Undone,
+    cluster,
     interrupt::Interrupt,
     load::Load,
     screen::{Screen, Tone, duration_text, grouped},
@@ -114,7 +115,7 @@ impl<'a> Show<'a> {
         }
         let undone = load.stop().await?;
         let worked = begin.elapsed();
-        self.screen.status("waiting for what is on its way ...");
+        self.screen.doing("waiting for what is on its way ...");
         self.drain(&mut queue).await?;
         let delivery = begin.elapsed();
         let wal = wait_until_confirmed(self.url.clone()).await?;
@@ -241,7 +242,7 @@ impl<'a> Show<'a> {
 /// Waits a moment for the last confirmation, and says what WAL is left.
 async fn wait_until_confirmed(url: String) -> Result<Wal> {
     blocking(move || {
-        let mut session = Session::connect(&url)?;
+        let mut session = cluster::connect(&url)?;
         let begin = std::time::Instant::now();
         loop {
             let wal = read_wal(&mut session)?;
