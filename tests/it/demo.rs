@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{BufRead, BufReader, Read},
-    os::unix::process::CommandExt,
+    os::unix::{fs::PermissionsExt, process::CommandExt},
     path::Path,
     process::{Child, Command, ExitStatus, Stdio},
     time::Duration,
@@ -25,7 +25,7 @@ impl Demo {
     fn start(arguments: &[&str]) -> Self {
         let folder = tempfile::Builder::new().prefix("walrace-it-").tempdir().unwrap();
         // As root the server runs as user postgres, who must be able to enter.
-        let open = fs::Permissions::from(std::os::unix::fs::PermissionsExt::from_mode(0o755));
+        let open = fs::Permissions::from_mode(0o755);
         fs::set_permissions(folder.path(), open).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_walrace"))
             .arg("demo")
