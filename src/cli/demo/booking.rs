@@ -46,7 +46,7 @@ create table cabin_inventory (
     deck smallint not null,
     price_cents bigint not null,
     reserved boolean not null default false,
-    held_until timestamptz(0),
+    held_until timestamptz(3),
     primary key (sailing_id, cabin_id)
 );
 create table bookings (
@@ -58,8 +58,8 @@ create table bookings (
     party jsonb not null,
     extras text[] not null default '{}',
     notes text,
-    created_at timestamptz(0) not null default now(),
-    confirmed_at timestamptz(0),
+    created_at timestamptz(3) not null default now(),
+    confirmed_at timestamptz(3),
     foreign key (sailing_id, cabin_id) references cabin_inventory
 );
 create table payments (
@@ -68,7 +68,7 @@ create table payments (
     amount_cents bigint not null,
     status text not null,
     fee_percent numeric(5, 2) not null default 1.90,
-    paid_at timestamptz(0) not null default now()
+    paid_at timestamptz(3) not null default now()
 );
 create index on payments (booking_id);
 alter table bookings replica identity full;

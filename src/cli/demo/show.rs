@@ -23,7 +23,8 @@ use crate::{
 };
 
 const START_LIMIT: Duration = Duration::from_secs(30);
-const DRAIN_LIMIT: Duration = Duration::from_secs(30);
+/// What is on its way may take as long as it likes, but it must move.
+const STALL_LIMIT: Duration = Duration::from_secs(10);
 const CONFIRM_LIMIT: Duration = Duration::from_secs(2);
 /// Changes taken from the queue at once.
 const AT_ONCE_MAX: usize = 256;
@@ -163,13 +164,17 @@ impl<'a> Show<'a> {
 
     /// Waits until both sinks have every committed change, or it is clear that they will not.
     async fn drain(&mut self, queue: &mut Subscription) -> Result<()> {
-        let deadline = Instant::now() + DRAIN_LIMIT;
+        let committed = self.counts.committed();
         let mut polls = interval(POLL);
+        let (mut arrived, mut deadline) = ((0, 0), Instant::now() + STALL_LIMIT);
         loop {
-            let committed = self.counts.committed();
-            if self.latencies.count() >= committed && self.in_file() >= committed {
+            let now = (self.latencies.count(), self.in_file());
+            if now.0.min(now.1) >= committed {
                 queue.done();
                 return Ok(());
+            }
+            if now != arrived {
+                (arrived, deadline) = (now, Instant::now() + STALL_LIMIT);
             }
             tokio::select! {
                 delivery = queue.next(AT_ONCE_MAX) => self.receive(delivery.as_ref(), false)?,

@@ -70,8 +70,14 @@ impl Verdict {
             true => {
                 screen.paint(Tone::Good, "  Every committed change arrived, once and in order.")
             }
-            false => screen.paint(Tone::Bad, "  The proof has failed: see the figures in red."),
+            false => {
+                screen.paint(Tone::Bad, "  The proof has failed: the figures above say where.")
+            }
         });
+        if self.holds() {
+            let next = "  Now with yours: walrace init postgres://user:password@host:5432/database";
+            lines.push(screen.paint(Tone::Dim, next));
+        }
         lines
     }
 
