@@ -92,7 +92,7 @@ pub enum Command {
     Lag(lag::Args),
     /// List the committed changes that a sink does not have yet
     Missing(missing::Args),
-    /// Watch it work on a private PostgreSQL, and get the proof that nothing was lost
+    /// Watch it work on a private PostgreSQL, and see it proved
     Demo(demo::Args),
     /// Show the configuration, its schema and its reference
     #[command(subcommand)]
