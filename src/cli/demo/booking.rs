@@ -25,8 +25,8 @@ pub(super) const TABLES: [(&str, &[&str]); 5] = [
     ("sailings", &["sailing_id"]),
 ];
 
-/// `briefing` is long enough for PostgreSQL to store it out of line (TOAST). Tables with the replica
-/// identity `full` show what an update has changed.
+/// `briefing` is long enough for PostgreSQL to store it out of line (TOAST). Tables with the
+/// replica identity `full` show what an update has changed.
 const SCHEMA: &str = "
 create table guests (
     guest_id bigint generated always as identity primary key,
@@ -186,7 +186,7 @@ impl Desk {
             "insert into sailings \
              select date '2026-07-03' + 7 * n, (array['{}'])[1 + n % {}], \
                     timestamptz '2026-07-03 17:00+00' + 7 * n * interval '1 day', \
-                    (select string_agg(md5(n || '.' || line), ' ') from generate_series(1, 150) line) \
+                    (select string_agg(md5(n || '.' || i), ' ') from generate_series(1, 150) i) \
              from generate_series(0, {SAILINGS} - 1) n returning sailing_id",
             SHIPS.join("','"),
             SHIPS.len(),

@@ -36,7 +36,7 @@ pub(super) fn find() -> Result<Found> {
         return probe(&bin).ok_or_else(|| {
             let bin = bin.display();
             Error::config(format!("WALRACE_PG_BIN names {bin}, where no PostgreSQL server runs"))
-                .remedy("let it name the folder that holds `postgres` and `initdb`, version 14 or newer")
+                .remedy("let it name the folder that holds `postgres` and `initdb`, 14 or newer")
         });
     }
     candidates().iter().find_map(|bin| probe(bin)).ok_or_else(|| {
