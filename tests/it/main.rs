@@ -12,6 +12,7 @@
 
 mod capture;
 mod chaos;
+mod demo;
 mod journal;
 mod journal_damage;
 mod journal_fixture;

@@ -28,6 +28,7 @@ mod operate;
 pub mod pgoutput;
 mod preflight;
 mod publication;
+mod session;
 mod settings;
 mod slot;
 mod stats;
@@ -42,6 +43,7 @@ pub use operate::{
 };
 pub use preflight::{Finding, Level, preflight};
 pub use publication::selects;
+pub use session::Session;
 pub use stats::Stats;
 
 use catalog::{Catalog, quote_name, quote_text};
