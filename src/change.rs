@@ -14,7 +14,8 @@ use crate::{
     schema::Table,
 };
 
-/// A log sequence number: a byte position in PostgreSQL's write-ahead log, printed as `16/B374D848`.
+/// A log sequence number: a byte position in PostgreSQL's write-ahead log, printed as
+/// `16/B374D848`.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]

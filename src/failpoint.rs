@@ -19,8 +19,9 @@ pub fn reach(name: &str) {
     static ARMED: OnceLock<Option<(String, AtomicU32)>> = OnceLock::new();
     let armed = ARMED.get_or_init(|| {
         let text = std::env::var("WALRACE_FAILPOINT").ok()?;
-        let (point, count) = text.split_once(':').unwrap_or((&text, "1"));
-        Some((point.to_owned(), AtomicU32::new(count.parse().ok()?)))
+        let counted = text.rsplit_once(':').and_then(|(point, n)| Some((point, n.parse().ok()?)));
+        let (point, count) = counted.unwrap_or((&text, 1));
+        Some((point.to_owned(), AtomicU32::new(count)))
     });
     let Some((point, left)) = armed else { return };
     if point == name && left.fetch_sub(1, Ordering::Relaxed) == 1 {

@@ -1,7 +1,7 @@
 //! Walrace: the change log of a database, made into a product.
 //!
-//! The modules, in the order of a change's life: a [`source`] reads it, the [`journal`] keeps it,
-//! a transform shapes it, a [`format`] writes it down and a [`sink`] delivers it; the two loops that
+//! The modules, in the order of a change's life: a [`source`] reads it, the [`journal`] keeps it, a
+//! transform shapes it, a [`format`] writes it down and a [`sink`] delivers it; the two loops that
 //! join them are in `pipeline`.
 
 pub mod api;

@@ -65,11 +65,24 @@ const SINK_GAUGES: [SinkGauge; 5] = [
         "sink_behind",
         "Age of the oldest change that the sink does not have",
         Some(Unit::Seconds),
-        |s| Some(s.behind_seconds as u64),
+        |s| Some(s.behind_ms / 1000),
     ),
 ];
 
-/// The Prometheus exposition of a status.
+type Sum = (&'static str, &'static str, fn(&Totals) -> u64);
+const SUMS: [Sum; 4] = [
+    ("sink_delivered_changes", "Changes delivered since the start", |t| t.changes),
+    ("sink_delivered_bytes", "Bytes of rows delivered since the start", |t| t.bytes),
+    ("sink_batches", "Batches delivered since the start", |t| t.batches),
+    ("sink_failures", "Attempts that failed since the start", |t| t.failures),
+];
+
+const CAPTURED: &str = "source_changes";
+
+/// The content type of what [`render`] gives.
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// The Prometheus exposition of a status, in the text format that every scraper reads.
 pub fn render(status: &Status) -> String {
     let mut registry = Registry::with_prefix("walrace");
     let build = Family::<Build, Gauge>::default();
@@ -98,25 +111,34 @@ pub fn render(status: &Status) -> String {
     render_counters(&mut registry, status);
     let mut text = String::new();
     match encode(&mut text, &registry) {
-        Ok(()) => text,
+        Ok(()) => text.lines().map(plain_text).collect(),
         Err(error) => format!("# cannot encode the metrics: {error}\n"),
+    }
+}
+
+/// OpenMetrics names a counter without the suffix of its samples; the plain text format with it.
+fn plain_text(line: &str) -> String {
+    let mut words = line.splitn(4, ' ');
+    let counters = SUMS.map(|(name, ..)| name);
+    match (words.next(), words.next(), words.next(), words.next()) {
+        (Some("#"), Some("EOF" | "UNIT"), ..) => String::new(),
+        (Some("#"), Some(kind), Some(name), Some(rest)) => {
+            let own = name.trim_start_matches("walrace_");
+            let counter = own == CAPTURED || counters.contains(&own);
+            let suffix = if counter { "_total" } else { "" };
+            format!("# {kind} {name}{suffix} {rest}\n")
+        }
+        _ => format!("{line}\n"),
     }
 }
 
 fn render_counters(registry: &mut Registry, status: &Status) {
     let captured = Family::<SourceLabels, Counter>::default();
-    registry.register("source_changes", "Changes captured since the start", captured.clone());
+    registry.register(CAPTURED, "Changes captured since the start", captured.clone());
     for source in &status.sources {
         let labels = SourceLabels { source: source.name.clone() };
         captured.get_or_create(&labels).inc_by(source.captured_changes);
     }
-    type Sum = (&'static str, &'static str, fn(&Totals) -> u64);
-    const SUMS: [Sum; 4] = [
-        ("sink_delivered_changes", "Changes delivered since the start", |t| t.changes),
-        ("sink_delivered_bytes", "Bytes of rows delivered since the start", |t| t.bytes),
-        ("sink_batches", "Batches delivered since the start", |t| t.batches),
-        ("sink_failures", "Attempts that failed since the start", |t| t.failures),
-    ];
     for (name, help, value) in SUMS {
         let family = Family::<SinkLabels, Counter>::default();
         registry.register(name, help, family.clone());

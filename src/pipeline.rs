@@ -121,12 +121,16 @@ impl Delivery {
     async fn read(&mut self, stop: &CancellationToken) -> Result<Option<Batch>> {
         loop {
             let unrecorded = self.stats.recorded() < self.progress.cursor;
-            tokio::select! {
+            let batch = tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(None),
-                batch = self.reader.next(self.cut.limits) => return self.linger(batch?).await.map(Some),
-                () = sleep_until(self.recorded_at + RECORD_EVERY), if unrecorded => self.record().await?,
-            }
+                batch = self.reader.next(self.cut.limits) => batch?,
+                () = sleep_until(self.recorded_at + RECORD_EVERY), if unrecorded => {
+                    self.record().await?;
+                    continue;
+                }
+            };
+            return self.linger(batch).await.map(Some);
         }
     }
 

@@ -41,6 +41,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "source",
             "journal",
             "transform",
+            "format",
             "sink",
             "catalog",
             "parking",

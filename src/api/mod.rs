@@ -83,8 +83,7 @@ async fn ready(State(walrace): State<Arc<Walrace>>) -> (StatusCode, Json<serde_j
 }
 
 async fn exposition(State(walrace): State<Arc<Walrace>>) -> impl IntoResponse {
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], metrics::render(&walrace.status()))
+    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics::render(&walrace.status()))
 }
 
 async fn status(State(walrace): State<Arc<Walrace>>) -> Json<Status> {

@@ -147,7 +147,8 @@ impl Catalog {
     pub async fn register(&self, name: &str, source: &str, progress: &Progress) -> Result<()> {
         let now = Timestamp::now().0;
         sqlx::query(
-            "INSERT INTO sink (name, source, lineage, epoch, cursor, retry_seq, created_at, updated_at)
+            "INSERT INTO sink
+                 (name, source, lineage, epoch, cursor, retry_seq, created_at, updated_at)
              VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO NOTHING",
         )
         .bind(name)
@@ -185,8 +186,8 @@ impl Catalog {
         match done.rows_affected() {
             1 => Ok(()),
             _ => Err(Error::damaged(format!(
-                "the catalog refuses to move sink {name} to offset {} of epoch {}: it is in another \
-                 epoch or already beyond",
+                "the catalog refuses to move sink {name} to offset {} of epoch {}: it is in \
+                 another epoch or already beyond",
                 progress.cursor, progress.epoch
             ))
             .remedy("another walrace may be running on a copy of data_dir; restart this one")),
@@ -204,7 +205,8 @@ impl Catalog {
         let failed = |error| failed("begin a new epoch of", name, error);
         let mut transaction = self.pool.begin().await.map_err(failed)?;
         let row = sqlx::query(
-            "UPDATE sink SET epoch = epoch + 1, cursor = ?, updated_at = ? WHERE name = ? RETURNING epoch",
+            "UPDATE sink SET epoch = epoch + 1, cursor = ?, updated_at = ?
+             WHERE name = ? RETURNING epoch",
         )
         .bind(integer(cursor))
         .bind(Timestamp::now().0)
@@ -225,15 +227,18 @@ impl Catalog {
     /// epoch; the range stays on record.
     pub async fn release(&self, name: &str, lost: &LostRange) -> Result<u64> {
         let failed = |error| failed("record a lost range of", name, error);
-        sqlx::query("INSERT INTO lost_range (sink, from_offset, to_offset, reason, at) VALUES (?, ?, ?, ?, ?)")
-            .bind(name)
-            .bind(integer(lost.from))
-            .bind(integer(lost.to))
-            .bind(&lost.reason)
-            .bind(Timestamp::now().0)
-            .execute(&self.pool)
-            .await
-            .map_err(failed)?;
+        sqlx::query(
+            "INSERT INTO lost_range (sink, from_offset, to_offset, reason, at)
+             VALUES (?, ?, ?, ?, ?)",
+        )
+        .bind(name)
+        .bind(integer(lost.from))
+        .bind(integer(lost.to))
+        .bind(&lost.reason)
+        .bind(Timestamp::now().0)
+        .execute(&self.pool)
+        .await
+        .map_err(failed)?;
         self.begin_epoch(name, lost.to, "walrace", &lost.reason).await
     }
 

@@ -8,9 +8,9 @@ use crate::{
 
 /// The progress from which a sink goes on, given what the catalog has and what the target keeps.
 ///
-/// Within an epoch a target that keeps progress wins, because it moved with the data; a target of an
-/// older epoch was rewound, so the catalog wins. A target whose progress is missing though something
-/// was delivered, or is of another history, is never guessed about.
+/// Within an epoch a target that keeps progress wins, because it moved with the data; a target of
+/// an older epoch was rewound, so the catalog wins. A target whose progress is missing though
+/// something was delivered, or is of another history, is never guessed about.
 pub fn reconcile(
     name: &str,
     catalog: &Registered,
@@ -34,7 +34,8 @@ pub fn reconcile(
     };
     if target.lineage != own.lineage {
         return Err(Error::config(format!(
-            "the target of sink {name} was written from another history ({}) than the journal's ({})",
+            "the target of sink {name} was written from another history ({}) than the \
+                 journal's ({})",
             target.lineage, own.lineage
         ))
         .remedy("give the sink an empty target, or put data_dir back"));
@@ -43,8 +44,8 @@ pub fn reconcile(
         std::cmp::Ordering::Equal => Ok(target),
         std::cmp::Ordering::Less => Ok(own),
         std::cmp::Ordering::Greater => Err(Error::config(format!(
-            "the target of sink {name} is in epoch {}, the catalog only in {}: data_dir is older than \
-             the target",
+            "the target of sink {name} is in epoch {}, the catalog only in {}: data_dir is older \
+             than the target",
             target.epoch, own.epoch
         ))
         .remedy("put back the newer data_dir, or give the sink an empty target")),

@@ -93,8 +93,8 @@ fn info(config: &Config, which: &Which) -> Result<ExitCode> {
 fn render(info: &Info) -> String {
     let progress = info.progress.map_or("none yet".to_owned(), |at| at.to_string());
     let mut text = format!(
-        "lineage      {} (incarnation {})\noffsets      {} to {} ({} changes)\non disk      {} in {} \
-         segments\nprogress     {progress}\n",
+        "lineage      {} (incarnation {})\noffsets      {} to {} ({} changes)\non disk      {} in \
+         {} segments\nprogress     {progress}\n",
         info.lineage,
         info.incarnation,
         info.start,
@@ -128,10 +128,10 @@ fn verify(config: &Config, args: &Verify) -> Result<ExitCode> {
         report.head
     ))?;
     match &args.expect_head {
-        Some(expected) if !expected.eq_ignore_ascii_case(&report.head) => {
-            Err(Error::damaged(format!("the chain does not end with {expected}"))
-                .remedy("it grew since that head was kept, or it was rewritten: compare with a copy"))
-        }
+        Some(expected) if !expected.eq_ignore_ascii_case(&report.head) => Err(Error::damaged(
+            format!("the chain does not end with {expected}"),
+        )
+        .remedy("it grew since that head was kept, or it was rewritten: compare with a copy")),
         _ => Ok(ExitCode::SUCCESS),
     }
 }

@@ -86,7 +86,7 @@ fn sink_row(sink: &SinkStatus) -> Vec<Cell> {
         Cell::new(sink.state.word()),
         Cell::new(sink.behind_changes),
         Cell::new(bytes_text(sink.behind_bytes)),
-        Cell::new(format!("{:.1} s", sink.behind_seconds)),
+        Cell::new(format!("{:.1} s", sink.behind_ms as f64 / 1000.0)),
         Cell::new(sink.totals.changes),
     ]
 }

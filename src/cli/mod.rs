@@ -17,6 +17,7 @@ use crate::{
 pub mod check;
 pub mod completions;
 pub mod config;
+pub mod demo;
 pub mod init;
 pub mod instance;
 pub mod journal;
@@ -92,6 +93,8 @@ pub enum Command {
     Lag(lag::Args),
     /// List the committed changes that a sink does not have yet
     Missing(missing::Args),
+    /// Watch it work on a private PostgreSQL, and see it proved
+    Demo(demo::Args),
     /// Show the configuration, its schema and its reference
     #[command(subcommand)]
     Config(config::Command),
@@ -117,6 +120,7 @@ impl Cli {
             Command::Tail(args) => tail::run(args, &self.global).await,
             Command::Lag(args) => lag::run(args, &self.global).await,
             Command::Missing(args) => missing::run(args, &self.global).await,
+            Command::Demo(args) => demo::run(args, &self.global).await,
             Command::Config(command) => config::run(command, &self.global).await,
             Command::Source(command) => source::run(command, &self.global).await,
             Command::Journal(command) => journal::run(command, &self.global).await,

@@ -74,10 +74,7 @@ pub async fn run(command: Command, global: &Global) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn pick<'a>(
-    config: &'a Config,
-    named: Option<&'a str>,
-) -> Result<(&'a str, &'a config::Postgres)> {
+fn pick<'a>(config: &'a Config, named: Option<&'a str>) -> Result<(&'a str, &'a config::Postgres)> {
     let name = only_source(config, named)?;
     match config.source.get(name) {
         Some(config::Source::Postgres(postgres)) => Ok((name, postgres)),
@@ -99,7 +96,8 @@ async fn accept_gap(config: &Config, name: &str, source: &config::Postgres) -> R
         has_changes: journal.end() > 0,
     };
     let gap = postgres::accept_gap(name, source, known).await?;
-    let text = format!("source {name}: recorded a gap from {} to {}: {}\n", gap.from, gap.to, gap.reason);
+    let text =
+        format!("source {name}: recorded a gap from {} to {}: {}\n", gap.from, gap.to, gap.reason);
     let position = Some(gap.to);
     journal.record_gap(gap).await?;
     journal.append(Batch { changes: Vec::new(), position }).await?;

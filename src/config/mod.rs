@@ -168,8 +168,8 @@ pub struct Sink {
     /// Whether the rows of backfills (`read`) pass.
     #[serde(default = "yes")]
     pub reads: bool,
-    /// Where a new sink starts: `start` (with the oldest change of the journal), `now`, an offset, a
-    /// time such as `2026-04-06T09:14:22Z`, or a resume token.
+    /// Where a new sink starts: `start` (with the oldest change of the journal), `now`, an offset,
+    /// a time such as `2026-04-06T09:14:22Z`, or a resume token.
     #[serde(default)]
     pub from: From,
     /// How a change is written.

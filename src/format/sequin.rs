@@ -134,7 +134,8 @@ fn write_metadata(out: &mut Vec<u8>, shape: &TableShape, change: &Change) -> Res
     // Writing into a Vec cannot fail.
     let _ = write!(
         out,
-        ",\"commit_timestamp\":\"{}\",\"commit_lsn\":{},\"commit_idx\":{},\"idempotency_key\":\"{}\"",
+        ",\"commit_timestamp\":\"{}\",\"commit_lsn\":{},\
+         \"commit_idx\":{},\"idempotency_key\":\"{}\"",
         transaction.commit_time,
         transaction.commit_lsn.0,
         change.index,

@@ -93,7 +93,9 @@ proptest! {
     #[test]
     fn any_text_of_any_type_is_one_line_of_valid_json(
         text in prop_oneof![any::<String>(), r#"[\[\]{}(),"\\ 0-9a-eNUL:;.+-]{0,24}"#],
-        oid in prop::sample::select(vec![16, 23, 25, 114, 1114, 1184, 1700, 3802, 22, 1007, 1009, 199])
+        oid in prop::sample::select(vec![
+            16, 23, 25, 114, 1114, 1184, 1700, 3802, 22, 1007, 1009, 199,
+        ])
     ) {
         // PostgreSQL guarantees jsonb; everything else is checked by us.
         let trusted = oid == 3802 && serde_json::from_str::<Json>(&text).is_err();
@@ -104,7 +106,9 @@ proptest! {
     }
 
     #[test]
-    fn arrays_of_text_survive(items in prop::collection::vec(prop::option::of(any::<String>()), 0..8)) {
+    fn arrays_of_text_survive(
+        items in prop::collection::vec(prop::option::of(any::<String>()), 0..8)
+    ) {
         let quoted = |item: &Option<String>| match item {
             None => "NULL".into(),
             Some(text) => format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"")),

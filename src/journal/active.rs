@@ -211,16 +211,15 @@ impl Active {
         Ok(())
     }
 
-    /// Forgets what follows `point`, and cuts it off the file, durably.
+    /// Forgets what follows `point`, and cuts it off the file. What a power cut brings back of it
+    /// lacks its last block, the one that commits, so recovery cuts it again.
     pub(super) fn cut_back(&mut self, point: Point) -> io::Result<()> {
         self.out.bytes.clear();
         self.entries.clear();
         self.encoder.cut_back(point.tables);
         self.point = point;
         self.begin_block();
-        self.file.set_len(point.at)?;
-        // Else old blocks could come back behind new ones after a power cut, and look like damage.
-        self.file.sync()
+        self.file.set_len(point.at)
     }
 
     /// The blocks that were finished since the last call.

@@ -44,8 +44,9 @@ pub use self::{
     token::Token,
     verify::{Dump, Inspection, read_segment},
 };
+pub use crate::change::{Gap, Origin};
 use crate::{
-    change::{Batch, Change, Gap, Origin, Position, Timestamp},
+    change::{Batch, Change, Position, Timestamp},
     disk::Disk,
     error::{Class, Classify, Error, Result},
 };
@@ -255,8 +256,8 @@ impl Journal {
         self.store.end.subscribe()
     }
 
-    /// A reader whose first change is the one at `from`. An offset below `start` is refused with the
-    /// oldest that is left, one above `end` is `Damaged`.
+    /// A reader whose first change is the one at `from`. An offset below `start` is refused with
+    /// the oldest that is left, one above `end` is `Damaged`.
     pub fn reader(&self, from: u64) -> Result<Reader> {
         let end = self.end();
         if from < self.start() {

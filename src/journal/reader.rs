@@ -30,8 +30,8 @@ impl Reader {
         Self { journal, offset, cursor: None }
     }
 
-    /// Waits until there is at least one durable change, and returns as many as there are, up to the
-    /// limits. Cancel-safe.
+    /// Waits until there is at least one durable change, and returns as many as there are, up to
+    /// the limits. Cancel-safe.
     pub async fn next(&mut self, limits: Limits) -> Result<Batch> {
         let mut end = self.journal.store.end.subscribe();
         let from = self.offset;

@@ -187,8 +187,6 @@ fn rewrite(disk: &dyn Disk, directory: &Path, recovered: Recovered) -> Result<Re
     let tables = if whole { Vec::new() } else { proven_scan.index.tables };
     copy(&*file, &Found { bytes: end.at, ..old.clone() }, (begin, tables), &mut new)?;
     new.file.sync().map_err(failed)?;
-    new.durable_at = new.point().at;
-    new.prove(BlockEnd { commit: true, position: scan.progress }, Timestamp::now())?;
     let path = segment::path(directory, header.base);
     disk.rename(&temporary, &path).map_err(failed)?;
     disk.sync_dir(directory).map_err(failed)?;
@@ -268,6 +266,8 @@ fn remove(disk: &dyn Disk, directory: &Path, path: &Path) -> Result<()> {
     disk.sync_dir(directory).map_err(failed)
 }
 
+/// Shortens a file. Synced, because an open transaction that came back behind newer blocks would
+/// claim that what lies between is durable, and look like damage.
 fn cut(disk: &dyn Disk, path: &PathBuf, bytes: u64) -> Result<()> {
     let file = open(disk, path)?;
     file.set_len(bytes).and_then(|()| file.sync()).map_err(|error| write_error(path, error))

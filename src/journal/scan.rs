@@ -197,7 +197,8 @@ impl Scan {
         last.summary.gaps |= header.flags & block::GAPS != 0;
         last.tables = self.index.tables.len();
         self.proven_at = self.proven_at.max(segment::HEADER_BYTES + header.proven);
-        if header.commits() {
+        // A block without records only proves what is before it: it may go, and does.
+        if header.commits() && header.raw_bytes > 0 {
             self.commit = Some(*last);
             self.progress = header.position.or(self.progress);
         }

@@ -14,6 +14,8 @@ use crate::change::{Lsn, Position, Timestamp};
 /// Bytes of a segment's header.
 pub(super) const HEADER_BYTES: u64 = 256;
 const BYTES: usize = 256;
+/// Bytes at the header's end that are zero in format 1.
+const RESERVED: usize = 68;
 const MAGIC: [u8; 8] = *b"walrace\n";
 /// The format that this version writes, and the newest that it reads.
 pub(super) const FORMAT: u32 = 1;
@@ -145,6 +147,10 @@ impl Header {
             append_max: Timestamp(cut.i64()?),
         };
         let (timeline, index, lsn) = (cut.u32()?, cut.u32()?, Lsn(cut.u64()?));
+        let (created, tag) = (Timestamp(cut.i64()?), cut.u64()?);
+        if cut.array::<RESERVED>()? != [0; RESERVED] {
+            return Err(Flaw::Newer("its header uses reserved bytes".into()));
+        }
         let summary = Summary { times, gaps: flags & PREVIOUS_HAS_GAPS != 0 };
         #[rustfmt::skip]
         let previous = Previous { base: previous_base, bytes: previous_bytes, summary, last_block, chain };
@@ -156,8 +162,8 @@ impl Header {
             begins_open: flags & BEGINS_OPEN != 0,
             recovered: flags & RECOVERED != 0,
             progress: (flags & HAS_PROGRESS != 0).then_some(Position { timeline, lsn, index }),
-            created: Timestamp(cut.i64()?),
-            tag: cut.u64()?,
+            created,
+            tag,
         })
     }
 

@@ -231,9 +231,10 @@ impl Store {
         let segments = view.segments.iter().zip(next).filter(|(_, next)| *next > offset);
         let bytes = segments.map(|(segment, next)| {
             let (changes, left) = (next - segment.base.min(next), next - offset.max(segment.base));
-            if changes == 0 { 0.0 } else { segment.bytes as f64 * left as f64 / changes as f64 }
+            let share = u128::from(segment.bytes) * u128::from(left) / u128::from(changes.max(1));
+            u64::try_from(share).unwrap_or(u64::MAX)
         });
-        bytes.sum::<f64>() as u64
+        bytes.sum()
     }
 
     pub(super) fn info(&self) -> Info {

@@ -287,7 +287,7 @@ impl Writer {
         }
         let mut header = self.active.header;
         (header.progress, header.created) = (self.store.view().progress, Timestamp::now());
-        header.tag = fastrand::u64(..);
+        (header.begins_open, header.tag) = (self.open, fastrand::u64(..));
         let replaced = recovery::replace(&*self.store.options.disk, &self.active.path, header);
         match replaced {
             Ok(active) => {

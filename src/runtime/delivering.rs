@@ -72,7 +72,8 @@ impl Delivering {
     pub(super) async fn register(&self) -> Result<Registered> {
         if let Some(registered) = self.catalog.sink(&self.name).await? {
             self.check_lineage(&registered)?;
-            self.stats.begin(registered.progress.cursor);
+            let cursor = registered.progress.cursor;
+            self.stats.begin(cursor, cursor);
             let lost = self.catalog.lost_ranges(&self.name).await?;
             self.lost_changes.store(lost.iter().map(|range| range.to - range.from).sum(), Relaxed);
             return Ok(registered);
@@ -87,7 +88,7 @@ impl Delivering {
         let lineage = self.journal.lineage();
         let progress = Progress { lineage, epoch: 1, cursor, retry_seq: 0 };
         self.catalog.register(&self.name, &self.source, &progress).await?;
-        self.stats.begin(cursor);
+        self.stats.begin(cursor, cursor);
         Ok(Registered { source: self.source.clone(), progress, started: false })
     }
 
@@ -145,13 +146,13 @@ impl Delivering {
         let end = self.journal.end();
         if progress.cursor > end {
             return Err(Error::damaged(format!(
-                "sink {} has offset {}, and the journal ends at {end}: the journal is older than the \
-                 sink's progress",
+                "sink {} has offset {}, and the journal ends at {end}: the journal is older \
+                 than the sink's progress",
                 self.name, progress.cursor
             ))
             .remedy("put back the newer data_dir"));
         }
-        self.stats.begin(recorded.min(progress.cursor));
+        self.stats.begin(progress.cursor, recorded.min(progress.cursor));
         Ok(Delivery {
             name: self.name.clone(),
             reader: self.journal.reader(progress.cursor)?,
@@ -178,13 +179,13 @@ impl Delivering {
         let lost = LostRange { from: self.stats.recorded(), to, reason: reason.to_owned() };
         self.catalog.release(&self.name, &lost).await?;
         self.lost_changes.fetch_add(lost.to - lost.from, Relaxed);
-        self.stats.begin(to);
+        self.stats.begin(to, to);
         self.restart.lock().unwrap_or_else(std::sync::PoisonError::into_inner).cancel();
         Ok(())
     }
 
     pub(super) fn filter(&self) -> Filter {
-        Filter::new(&self.config)
+        Filter::new(&self.config).reads(self.config.reads)
     }
 
     pub(super) fn name(&self) -> &str {
@@ -207,7 +208,7 @@ impl Delivering {
     pub(super) fn status(&self) -> SinkStatus {
         let (state, since) = self.part.state();
         let (cursor, end) = (self.stats.cursor(), self.journal.end());
-        let age = self.pulse.age_seconds(Timestamp::now(), cursor);
+        let age = self.pulse.age_ms(Timestamp::now(), cursor);
         SinkStatus {
             name: self.name.clone(),
             source: self.source.clone(),
@@ -217,7 +218,7 @@ impl Delivering {
             recorded: self.stats.recorded(),
             behind_changes: end.saturating_sub(cursor),
             behind_bytes: self.journal.bytes_from(cursor),
-            behind_seconds: if cursor < end { age } else { 0.0 },
+            behind_ms: if cursor < end { age } else { 0 },
             lost_changes: self.lost_changes.load(Relaxed),
             filtered_changes: self.context.filtered.load(Relaxed) + self.stats.filtered(),
             totals: self.stats.totals(),

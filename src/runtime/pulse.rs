@@ -32,14 +32,14 @@ impl Pulse {
         samples.push((now, end));
     }
 
-    /// How long ago the change at `offset` was appended, in seconds: at least, where it was before
-    /// the first sample.
-    pub(super) fn age_seconds(&self, now: Timestamp, offset: u64) -> f64 {
+    /// How long ago the change at `offset` was appended, in milliseconds: at least, where it was
+    /// before the first sample.
+    pub(super) fn age_ms(&self, now: Timestamp, offset: u64) -> u64 {
         let samples = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let first = samples.partition_point(|(_, end)| *end <= offset);
         // It came between the sample before and this one; the earlier moment is the safer answer.
         let at = samples.get(first.saturating_sub(1)).map_or(now, |(at, _)| *at);
-        (now.0 - at.0).max(0) as f64 / 1e6
+        u64::try_from(now.0 - at.0).unwrap_or(0) / 1000
     }
 }
 
@@ -58,10 +58,10 @@ mod tests {
             pulse.note(second(at), end);
         }
         let now = second(10);
-        assert_eq!(pulse.age_seconds(now, 5), 10.0);
-        assert_eq!(pulse.age_seconds(now, 10), 7.0, "it came after the third second");
-        assert_eq!(pulse.age_seconds(now, 49), 7.0);
-        assert_eq!(pulse.age_seconds(now, 50), 6.0, "not seen yet: since the last sample");
+        assert_eq!(pulse.age_ms(now, 5), 10_000);
+        assert_eq!(pulse.age_ms(now, 10), 7_000, "it came after the third second");
+        assert_eq!(pulse.age_ms(now, 49), 7_000);
+        assert_eq!(pulse.age_ms(now, 50), 6_000, "not seen yet: since the last sample");
     }
 
     #[test]
@@ -71,6 +71,6 @@ mod tests {
             pulse.note(second(at), at as u64);
         }
         assert!(pulse.0.lock().unwrap().len() <= SAMPLES_MAX);
-        assert!((pulse.age_seconds(second(20_000), 10_000) - 10_000.0).abs() < 20.0);
+        assert!(pulse.age_ms(second(20_000), 10_000).abs_diff(10_000_000) < 20_000);
     }
 }

@@ -68,8 +68,8 @@ pub struct SinkStatus {
     pub behind_changes: u64,
     /// Journal bytes that it has not passed.
     pub behind_bytes: u64,
-    /// Age of the oldest change that it does not have, in seconds.
-    pub behind_seconds: f64,
+    /// Age of the oldest change that it does not have, in milliseconds.
+    pub behind_ms: u64,
     /// Offsets that it will never get: the journal dropped them for want of disk.
     pub lost_changes: u64,
     /// Changes that a rule, or the format, kept from it since the start.

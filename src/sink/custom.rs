@@ -17,6 +17,8 @@ use crate::{
 
 /// A reply may be this long.
 const REPLY_BYTES_MAX: usize = 16 << 20;
+/// A reason is kept up to here.
+const REASON_BYTES_MAX: usize = 1000;
 
 /// The `custom` sink.
 pub(super) struct Custom {
@@ -54,7 +56,7 @@ impl Custom {
     fn breach(&self, what: &str) -> Error {
         Error::config(format!("{} {what}", self.endpoint.name())).remedy(
             "answer with {\"outcomes\":[...]}, one of {\"ok\":true}, {\"refused\":\"why\"} and \
-             {\"retry\":\"why\"} for each change in its order, or with an empty body for all of them",
+             {\"retry\":\"why\"} for each change in its order, or with an empty body",
         )
     }
 
@@ -84,7 +86,8 @@ impl Custom {
     fn outcome(&self, answer: Answer) -> Outcome {
         match answer {
             Answer::Ok(_) => Outcome::Durable,
-            Answer::Refused(why) => {
+            Answer::Refused(mut why) => {
+                http::cut(&mut why, REASON_BYTES_MAX);
                 Outcome::Refused(Error::data(format!("{} refused: {why}", self.endpoint.name())))
             }
             Answer::Retry(_) => Outcome::Unknown,
@@ -116,6 +119,8 @@ impl Sink for Custom {
         if let Some(Answer::Retry(why)) = answers.first()
             && answers.iter().all(|answer| matches!(answer, Answer::Retry(_)))
         {
+            let mut why = why.clone();
+            http::cut(&mut why, REASON_BYTES_MAX);
             return Err(Error::retry(format!("{} asks to wait: {why}", self.endpoint.name())));
         }
         self.context.count_filtered((count - sent) as u64);

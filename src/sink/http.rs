@@ -18,6 +18,10 @@ use crate::{
 
 /// Of a reply that is no success this much is shown.
 const EXCERPT_BYTES: usize = 200;
+/// This much of it is read before secrets are masked, so that none is cut in two.
+const EXCERPT_READ_BYTES: usize = 8 << 10;
+/// Shorter parts of a header's value are words such as `Bearer`, not secrets.
+const SECRET_BYTES_MIN: usize = 7;
 /// Of a reply that nobody needs this much is read, so that the connection can be used again.
 const DRAIN_BYTES_MAX: usize = 64 << 10;
 /// A `Retry-After` beyond this is cut: a target cannot stop a sink for days by a slip.
@@ -55,17 +59,43 @@ impl Endpoint {
             .class(Class::Config, || "cannot set up the HTTP client")?;
         let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
         let name = format!("{}{port}{}", url.host_str().unwrap_or_default(), url.path());
-        let secrets = headers.values().map(|value| value.expose().to_owned()).collect();
-        Ok(Self { client, url, name, timeout, secrets, not_before: None })
+        let mut endpoint =
+            Self { client, url, name, timeout, secrets: Vec::new(), not_before: None };
+        endpoint.hide_all(headers);
+        Ok(endpoint)
     }
 
     /// Masks a further text in the replies that are shown.
     pub(super) fn hide(&mut self, secret: &Secret) {
-        self.secrets.push(secret.expose().to_owned());
+        self.hide_text(secret.expose().to_owned());
     }
 
-    /// POSTs JSON and waits for a reply of success; every other outcome is an error whose class says
-    /// what it means (DESIGN, section 11). Waits first as long as the last reply asked for.
+    fn hide_all(&mut self, headers: &BTreeMap<String, Secret>) {
+        let of_url: Vec<String> = self
+            .url
+            .query_pairs()
+            .map(|(_, value)| value.into_owned())
+            .chain(self.url.password().map(str::to_owned))
+            .collect();
+        of_url.into_iter().for_each(|text| self.hide_text(text));
+        for value in headers.values() {
+            self.hide(value);
+            let parts = value.expose().split_whitespace();
+            let long = parts.filter(|part| part.len() >= SECRET_BYTES_MIN);
+            long.for_each(|part| self.hide_text(part.to_owned()));
+        }
+    }
+
+    fn hide_text(&mut self, text: String) {
+        if !text.is_empty() {
+            self.secrets.push(text);
+            // The longest first: a part must not be masked out of the middle of the whole.
+            self.secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+        }
+    }
+
+    /// POSTs JSON and waits for a reply of success; every other outcome is an error whose class
+    /// says what it means (DESIGN, section 11). Waits first as long as the last reply asked for.
     pub(super) async fn post(&mut self, headers: HeaderMap, body: Vec<u8>) -> Result<Response> {
         if let Some(time) = self.not_before {
             tokio::time::sleep_until(time).await;
@@ -135,7 +165,7 @@ impl Endpoint {
 
     async fn excerpt(&self, mut reply: Response) -> String {
         let mut body = Vec::new();
-        while body.len() < EXCERPT_BYTES {
+        while body.len() < EXCERPT_READ_BYTES {
             match reply.chunk().await {
                 Ok(Some(piece)) => body.extend_from_slice(&piece),
                 Ok(None) | Err(_) => break,
@@ -143,17 +173,22 @@ impl Endpoint {
         }
         // Masked before it is cut, so that a cut cannot leave a part of a secret.
         let mut text = String::from_utf8_lossy(&body).into_owned();
-        for secret in self.secrets.iter().filter(|secret| !secret.is_empty()) {
+        for secret in &self.secrets {
             text = text.replace(secret.as_str(), "***");
         }
-        let mut end = text.len().min(EXCERPT_BYTES);
-        while !text.is_char_boundary(end) {
-            end -= 1;
-        }
-        text.truncate(end);
+        cut(&mut text, EXCERPT_BYTES);
         let visible = |c: char| if c.is_control() { ' ' } else { c };
         text.trim().chars().map(visible).collect()
     }
+}
+
+/// Cuts a text to at most `bytes_max`, between two characters.
+pub(super) fn cut(text: &mut String, bytes_max: usize) {
+    let mut end = text.len().min(bytes_max);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.truncate(end);
 }
 
 /// Lets the connection be used again.

@@ -18,10 +18,10 @@ pub struct SinkStats {
 }
 
 impl SinkStats {
-    /// A loop begins, or begins again, at `cursor`.
-    pub fn begin(&self, cursor: u64) {
+    /// A loop begins, or begins again, at `cursor`; the catalog has `recorded`.
+    pub fn begin(&self, cursor: u64, recorded: u64) {
         self.cursor.store(cursor, Relaxed);
-        self.recorded.store(cursor, Relaxed);
+        self.recorded.store(recorded, Relaxed);
     }
 
     /// A batch is durable at the target, and everything below `cursor` with it.

@@ -12,7 +12,7 @@ use crate::{
 /// Decisions kept at most; beyond it all are made anew.
 const TABLES_MAX: usize = 4096;
 
-/// A sink's rules. A change passes where all of them let it: its table, its schema and its operation.
+/// A sink's rules. A change passes where all of them let it: table, schema and operation.
 /// Rules over tables and schemas say nothing about logical messages, which have neither; the
 /// operations say nothing about the rows of backfills, which have a rule of their own.
 #[derive(Debug)]
@@ -48,9 +48,9 @@ impl Filter {
         self
     }
 
-    /// The changes that pass, in their order. The end of a transaction whose last change is filtered
-    /// moves to the last one that is left of it. The batch may become empty: progress passes what
-    /// was filtered.
+    /// The changes that pass, in their order. The end of a transaction whose last change is
+    /// filtered moves to the last one that is left of it. The batch may become empty: progress
+    /// passes what was filtered.
     pub fn apply(&mut self, batch: Batch) -> Batch {
         let before = batch.changes.len();
         let mut passed: Vec<Change> = Vec::with_capacity(before);
@@ -198,6 +198,10 @@ mod tests {
         let passed = filter.apply(Batch { changes, position: None });
         assert_eq!(offsets(&passed), [8]);
         assert!(passed.changes[0].closes_transaction);
+        let changes =
+            vec![change(8, Op::Insert, Some(("public", "orders"))), change(19, Op::Insert, other)];
+        let passed = filter.apply(Batch { changes, position: None });
+        assert!(!passed.changes[0].closes_transaction, "the end of another transaction");
     }
 
     #[test]

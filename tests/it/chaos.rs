@@ -35,7 +35,10 @@ impl Scene {
              [journal]\nsegment_bytes_max = 1000000\nage_ms_max = 1000\n",
             hook.url()
         ));
-        Self { cluster, hook, server }
+        let mut scene = Self { cluster, hook, server };
+        scene.server.start_ready().await; // the slot is there before the first change
+        scene.server.kill();
+        scene
     }
 
     /// Runs until both sinks have everything that was committed, and compares with the tables.
@@ -124,6 +127,7 @@ async fn chaos_at_each_step_of_both_loops_loses_nothing() {
     let load = Ledger::load(&scene.cluster, PACE);
     for point in POINTS {
         scene.server.start_to_die_at(point);
+        println!("to die at {point}");
         let died = scene.server.wait_exit(Duration::from_secs(60)).await;
         assert_eq!(std::os::unix::process::ExitStatusExt::signal(&died), Some(9), "at {point}");
     }

@@ -113,3 +113,462 @@ fn what_was_appended_is_read_from_memory_and_from_disk() {
         assert_eq!(journal.end(), 5);
     });
 }
+
+/// Any change that a source can make.
+fn any_change() -> impl Strategy<Value = Change> {
+    let value = prop_oneof![
+        Just(None),
+        Just(Some(None)),
+        prop::collection::vec(any::<u8>(), 0..40).prop_map(|text| Some(Some(text))),
+    ];
+    let row = prop::collection::vec(value, 0..4).prop_map(|values| {
+        Row::from_values(values.iter().map(|value| match value {
+            None => Value::Null,
+            Some(None) => Value::Unchanged,
+            Some(Some(text)) => Value::Text(text),
+        }))
+    });
+    let before = prop_oneof![
+        Just(Before::Nothing),
+        row.clone().prop_map(Before::Key),
+        row.clone().prop_map(Before::Full),
+    ];
+    let message = (".{0,8}", prop::collection::vec(any::<u8>(), 0..30), any::<bool>()).prop_map(
+        |(prefix, content, transactional)| {
+            Arc::new(Message { prefix, content: Bytes::from(content), transactional })
+        },
+    );
+    let op = prop::sample::select(Op::ALL.to_vec());
+    let rows = (before, prop::option::of(row), prop::option::of(message));
+    let place = (any::<u32>(), 0..3u32, any::<i32>(), prop::option::of(0..3usize));
+    (op, any::<bool>(), rows, place).prop_map(|(op, closes, (before, after, message), place)| {
+        let (index, xid, time, named) = place;
+        Change {
+            offset: 0,
+            op,
+            index: if index % 3 == 0 { index } else { index % 4 },
+            closes_transaction: closes,
+            transaction: Transaction {
+                xid,
+                commit_lsn: Lsn(u64::from(xid) << 30),
+                commit_time: Timestamp(i64::from(time)),
+            },
+            table: named.map(|named| table(["a", "orders", "order_lines"][named])),
+            before,
+            after,
+            message: message.filter(|_| op == Op::Message),
+        }
+    })
+}
+
+/// What is done to a journal.
+#[derive(Clone, Debug)]
+enum Act {
+    Append(Vec<Change>, bool),
+    Abandon,
+    Reopen,
+    Trim(prop::sample::Index),
+    Gap,
+    Read(prop::sample::Index, usize, usize),
+}
+
+fn any_act() -> impl Strategy<Value = Act> {
+    let append = (prop::collection::vec(any_change(), 0..8), any::<bool>());
+    let read = (any::<prop::sample::Index>(), 1..10usize, 1..300usize);
+    prop_oneof![
+        8 => append.prop_map(|(changes, commit)| Act::Append(changes, commit)),
+        1 => Just(Act::Abandon),
+        1 => Just(Act::Reopen),
+        1 => any::<prop::sample::Index>().prop_map(Act::Trim),
+        1 => Just(Act::Gap),
+        2 => read.prop_map(|(from, changes, bytes)| Act::Read(from, changes, bytes)),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_journal_is_a_list_of_committed_changes(
+        acts in prop::collection::vec(any_act(), 1..40),
+        segment_bytes_max in 300..3_000u64,
+        ring_bytes_max in prop_oneof![Just(0usize), 500..4_000usize, Just(1 << 20)],
+    ) {
+        block_on(follow(acts, segment_bytes_max, ring_bytes_max));
+    }
+}
+
+async fn follow(acts: Vec<Act>, segment_bytes_max: u64, ring_bytes_max: usize) {
+    let disk = PowerCut::default();
+    let options = Options { ring_bytes_max, ..options(&disk, segment_bytes_max) };
+    let mut journal = Journal::open(options.clone()).unwrap();
+    let (mut held, mut open, mut gaps) = (Vec::new(), Vec::new(), 0);
+    let mut progress = None;
+    for (number, act) in acts.into_iter().enumerate() {
+        match act {
+            Act::Append(changes, commit) => {
+                let position = commit.then(|| position(number as u64 + 1));
+                journal.append(Batch { changes: changes.clone(), position }).await.unwrap();
+                open.extend(changes);
+                if commit {
+                    held.append(&mut open);
+                    progress = position;
+                }
+            }
+            Act::Abandon => {
+                journal.abandon().await.unwrap();
+                open.clear();
+            }
+            Act::Reopen => {
+                drop(journal);
+                journal = Journal::open(options.clone()).unwrap();
+                open.clear();
+            }
+            Act::Trim(keep) => {
+                let keep_from = keep.index(held.len() + 1) as u64;
+                let appended_before = Timestamp(i64::MAX);
+                let (bytes, start) = (journal.info().bytes, journal.start());
+                let retention = Retention { keep_from, appended_before, bytes_max: 0 };
+                let freed = journal.trim(retention).await.unwrap();
+                assert_eq!(journal.info().bytes, bytes - freed);
+                assert!(journal.start() <= keep_from.max(start));
+                gaps = journal.info().gaps.len();
+            }
+            Act::Gap if open.is_empty() => {
+                let gap = Gap { from: position(1), to: position(2), reason: "why".into() };
+                journal.record_gap(gap).await.unwrap();
+                gaps += 1;
+            }
+            Act::Gap => {}
+            Act::Read(from, changes_max, bytes_max) => {
+                let from =
+                    journal.start() + from.index(held.len() + 1 - journal.start() as usize) as u64;
+                read_in_pieces(&journal, from, Limits { changes_max, bytes_max }, &held).await;
+            }
+        }
+        for (offset, change) in held.iter_mut().enumerate() {
+            change.offset = offset as u64;
+        }
+        assert_eq!(journal.end(), held.len() as u64);
+        assert_eq!(journal.progress(), progress);
+        assert_eq!(journal.info().gaps.len(), gaps);
+    }
+    assert_eq!(read_all(&journal, journal.start()).await, held[journal.start() as usize..]);
+    journal.verify().unwrap();
+}
+
+/// Reads to the end within limits, and checks each batch.
+async fn read_in_pieces(journal: &Journal, from: u64, limits: Limits, held: &[Change]) {
+    let mut reader = journal.reader(from).unwrap();
+    let mut next = from as usize;
+    loop {
+        let batch = reader.try_next(limits).await.unwrap();
+        let after = next + batch.changes.len();
+        assert_eq!(batch.changes, held[next..after]);
+        assert!(batch.changes.len() <= limits.changes_max);
+        assert!(batch.bytes() <= limits.bytes_max || batch.changes.len() == 1);
+        if batch.changes.is_empty() {
+            assert_eq!(next, held.len());
+            return;
+        }
+        next = after;
+        assert_eq!(reader.offset(), next as u64);
+    }
+}
+
+#[test]
+fn an_open_transaction_is_not_seen_until_it_commits_whatever_its_size() {
+    block_on(async {
+        let disk = PowerCut::default();
+        let options = Options { ring_bytes_max: 10_000, ..options(&disk, 50_000) };
+        let journal = Journal::open(options).unwrap();
+        journal.append(committed(1, 1, &table("orders"))).await.unwrap();
+        let mut reader = journal.reader(1).unwrap();
+        let changes = transaction(2, 5_000, &table("orders"));
+        for piece in changes.chunks(100) {
+            let batch = Batch { changes: piece.to_vec(), position: None };
+            journal.append(batch).await.unwrap();
+            assert_eq!(journal.end(), 1);
+            assert!(reader.try_next(ALL).await.unwrap().changes.is_empty());
+        }
+        let close = Batch { changes: Vec::new(), position: Some(position(2)) };
+        journal.append(close).await.unwrap();
+        assert_eq!(journal.end(), 5_001);
+        let batch = reader.next(ALL).await.unwrap();
+        assert_eq!((batch.changes.len(), batch.position.is_some()), (5_000, false));
+        journal.append(committed(3, 2, &table("orders"))).await.unwrap();
+        let batch = reader.next(ALL).await.unwrap();
+        assert_eq!((batch.changes.len(), batch.position), (2, Some(position(3))));
+    });
+}
+
+#[test]
+fn a_transaction_that_closed_in_a_segment_without_changes_stays_closed() {
+    block_on(async {
+        let disk = PowerCut::default();
+        let journal = Journal::open(options(&disk, 300)).unwrap();
+        let piece = |number| {
+            let changes = transaction(number, 1, &table("orders"));
+            Batch { changes, position: None }
+        };
+        journal.append(piece(1)).await.unwrap();
+        let close = Batch { changes: Vec::new(), position: Some(position(1)) };
+        journal.append(close).await.unwrap(); // in a new segment, which it fills
+        journal.append(piece(2)).await.unwrap(); // replaces that segment
+        journal.abandon().await.unwrap();
+        assert_eq!((journal.end(), journal.progress()), (1, Some(position(1))));
+    });
+}
+
+#[test]
+fn a_reader_waits_for_what_comes_and_a_cancelled_wait_loses_nothing() {
+    block_on(async {
+        let disk = PowerCut::default();
+        let options = Options { ring_bytes_max: 0, ..options(&disk, 2_000) };
+        let journal = Journal::open(options).unwrap();
+        let mut reader = journal.reader(0).unwrap();
+        let writing = async {
+            for number in 1..100 {
+                journal.append(committed(number, 3, &table("orders"))).await.unwrap();
+            }
+        };
+        let reading = async {
+            let mut next = 0;
+            let limits = Limits { changes_max: 7, bytes_max: 1_000 };
+            while next < 99 * 3 {
+                // Dropped at its first await every second time.
+                let cancelled = tokio::select! {
+                    biased;
+                    batch = reader.next(limits) => Some(batch.unwrap()),
+                    () = tokio::task::yield_now() => None,
+                };
+                for change in cancelled.into_iter().flat_map(|batch| batch.changes) {
+                    assert_eq!(change.offset, next);
+                    next += 1;
+                }
+            }
+        };
+        tokio::join!(writing, reading);
+    });
+}
+
+#[test]
+fn a_full_disk_is_waited_for_and_leaves_the_journal_as_it_was() {
+    block_on(async {
+        let disk = PowerCut::default();
+        let journal = Journal::open(options(&disk, 1 << 20)).unwrap();
+        journal.append(committed(1, 1, &table("orders"))).await.unwrap();
+        let before = disk.files();
+        disk.fill(Some(150));
+        let error = journal.append(committed(2, 5, &table("lines"))).await.unwrap_err();
+        assert_eq!(error.class(), Class::Retry);
+        let text = error.to_string();
+        assert!(text.contains("/journal") && text.contains("journal.bytes_max"), "{text}");
+        assert_eq!(disk.files(), before);
+        disk.fill(None);
+        journal.append(committed(2, 5, &table("lines"))).await.unwrap();
+        assert_eq!(read_all(&journal, 0).await.len(), 6);
+        journal.verify().unwrap();
+    });
+}
+
+#[test]
+fn the_reserve_of_the_disk_is_not_touched() {
+    block_on(async {
+        let disk = PowerCut::default();
+        let options = Options { reserve_bytes: 1_000, ..options(&disk, 1 << 20) };
+        let journal = Journal::open(options).unwrap();
+        disk.set(Faults { free: Some(999), ..Faults::default() });
+        let error = journal.append(committed(1, 1, &table("orders"))).await.unwrap_err();
+        assert_eq!(error.class(), Class::Retry);
+        assert!(error.to_string().contains("999 bytes left"), "{error}");
+        disk.set(Faults::default());
+        journal.append(committed(1, 1, &table("orders"))).await.unwrap();
+    });
+}
+
+#[test]
+fn a_failed_sync_poisons_the_journal_until_it_is_opened_again() {
+    block_on(async {
+        let disk = PowerCut::default();
+        let journal = Journal::open(options(&disk, 1 << 20)).unwrap();
+        journal.append(committed(1, 1, &table("orders"))).await.unwrap();
+        disk.set(Faults { fail_sync: Some(1), ..Faults::default() });
+        for number in 2..4 {
+            let error = journal.append(committed(number, 1, &table("orders"))).await.unwrap_err();
+            assert_eq!(error.class(), Class::Damaged);
+            let text = error.to_string();
+            assert!(text.contains("00000000000000000000.segment"), "{text}");
+            assert!(text.contains("restart walrace; the source still has"), "{text}");
+        }
+        assert_eq!((journal.end(), read_all(&journal, 0).await.len()), (1, 1));
+        drop(journal);
+        let journal = Journal::open(options(&disk, 1 << 20)).unwrap();
+        let end = journal.end();
+        journal.append(committed(4, 1, &table("orders"))).await.unwrap();
+        assert_eq!(journal.end(), end + 1);
+    });
+}
+
+#[test]
+fn two_processes_cannot_have_one_journal_but_anyone_may_look() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = Options {
+        directory: directory.path().join("app"),
+        disk: RealDisk::shared(),
+        segment_bytes_max: 4_000,
+        ring_bytes_max: 0,
+        reserve_bytes: 0,
+    };
+    let journal = Journal::open(options.clone()).unwrap();
+    let error = Journal::open(options.clone()).unwrap_err();
+    assert_eq!(error.class(), Class::Config);
+    assert!(error.to_string().contains(&*options.directory.to_string_lossy()), "{error}");
+    for number in 1..200 {
+        block_on(journal.append(committed(number, 2, &table("orders")))).unwrap();
+    }
+    let inspection = Inspection::open(options.clone()).unwrap();
+    assert_eq!(inspection.info().end, 398);
+    assert!(inspection.info().segments > 3);
+    let dumped: Vec<Change> = inspection.dump(100).collect::<Result<_, _>>().unwrap();
+    assert_eq!(dumped, block_on(read_all(&journal, 100)));
+    let report = inspection.verify().unwrap();
+    assert_eq!(report, journal.verify().unwrap());
+    assert_eq!((report.changes, report.head.len()), (398, 64));
+    drop(journal);
+    assert_eq!(Journal::open(options).unwrap().verify().unwrap(), report);
+}
+
+#[test]
+fn retention_takes_only_what_is_below_the_cursor_and_the_start_survives_a_restart() {
+    block_on(async {
+        let disk = PowerCut::default();
+        let journal = Journal::open(options(&disk, 600)).unwrap();
+        for number in 1..30 {
+            journal.append(committed(number, 2, &table("orders"))).await.unwrap();
+        }
+        let all = Retention { keep_from: 20, appended_before: Timestamp(i64::MAX), bytes_max: 0 };
+        assert!(journal.trim(all).await.unwrap() > 0);
+        let start = journal.start();
+        assert!(start > 0 && start <= 20);
+        let error = journal.reader(start - 1).unwrap_err();
+        assert!(error.to_string().contains(&format!("the oldest left is {start}")), "{error}");
+        assert_eq!(error.class(), Class::Config);
+        assert_eq!(journal.reader(59).unwrap_err().class(), Class::Damaged);
+        let young = Retention { keep_from: 58, appended_before: Timestamp(0), bytes_max: 0 };
+        assert_eq!(journal.trim(young).await.unwrap(), 0);
+        let small = Retention { bytes_max: 1_500, ..young };
+        assert!(journal.trim(small).await.unwrap() > 0);
+        assert!(journal.info().bytes <= 1_500);
+        let (start, end) = (journal.start(), journal.end());
+        drop(journal);
+        let journal = Journal::open(options(&disk, 600)).unwrap();
+        assert_eq!((journal.start(), journal.end()), (start, end));
+    });
+}
+
+#[test]
+fn a_time_finds_the_blocks_that_overlap_it_though_commit_times_jump() {
+    block_on(async {
+        let disk = PowerCut::default();
+        let journal = Journal::open(options(&disk, 500)).unwrap();
+        let times = [50, 40, 10, 90, 20, 30, 60, 15, 95, 70, 80, 5];
+        for (number, time) in times.iter().enumerate() {
+            let mut batch = committed(number as u64 + 1, 1, &table("orders"));
+            batch.changes[0].transaction.commit_time = Timestamp(*time);
+            journal.append(batch).await.unwrap();
+        }
+        for time in 0..100 {
+            let first = times.iter().position(|of| *of >= time).unwrap_or(times.len()) as u64;
+            let offset = journal.offset_at(Timestamp(time)).unwrap();
+            assert!(offset <= first, "{time}: {offset} is behind {first}");
+            // Whole segments that are too old are passed.
+            assert!(first - offset < 4, "{time}: {offset} is too far before {first}");
+        }
+    });
+}
+
+#[test]
+fn a_token_resumes_and_one_that_is_foreign_or_expired_is_answered() {
+    block_on(async {
+        let disk = PowerCut::default();
+        let journal = Journal::open(options(&disk, 500)).unwrap();
+        for number in 1..20 {
+            journal.append(committed(number, 2, &table("orders"))).await.unwrap();
+        }
+        let token = |offset| Token::new(journal.lineage(), position(1), offset);
+        let given = Token::parse(&token(30).to_string()).unwrap();
+        assert_eq!(journal.resolve(&given).unwrap(), 30);
+        let all = Retention { keep_from: 20, appended_before: Timestamp(i64::MAX), bytes_max: 0 };
+        journal.trim(all).await.unwrap();
+        assert_eq!(journal.resolve(&token(0)).unwrap(), journal.start());
+        assert_eq!(journal.resolve(&token(99)).unwrap_err().class(), Class::Damaged);
+        let foreign = Token { lineage: uuid::Uuid::new_v4(), ..token(30) };
+        assert_eq!(journal.resolve(&foreign).unwrap_err().class(), Class::Config);
+        assert_eq!(Token::parse("hello").unwrap_err().class(), Class::Data);
+    });
+}
+
+#[test]
+fn a_new_incarnation_begins_above_every_offset_that_was_issued() {
+    block_on(async {
+        let disk = PowerCut::default();
+        let lineage = uuid::Uuid::new_v4();
+        let succession = Succession { lineage, incarnation: 2, first_offset: 1_000 };
+        let journal = Journal::open_as(options(&disk, 500), succession).unwrap();
+        assert_eq!((journal.start(), journal.end(), journal.lineage()), (1_000, 1_000, lineage));
+        journal.append(committed(1, 2, &table("orders"))).await.unwrap();
+        assert_eq!(read_all(&journal, 1_000).await[1].offset, 1_001);
+        drop(journal);
+        let journal = Journal::open(options(&disk, 500)).unwrap();
+        assert_eq!((journal.info().incarnation, journal.end()), (2, 1_002));
+        drop(journal);
+        let other = Succession { lineage: uuid::Uuid::new_v4(), ..succession };
+        let error = Journal::open_as(options(&disk, 500), other).unwrap_err();
+        assert_eq!(error.class(), Class::Config);
+    });
+}
+
+#[test]
+fn origin_and_gaps_last_and_a_source_that_goes_back_needs_a_gap() {
+    block_on(async {
+        let disk = PowerCut::default();
+        let journal = Journal::open(options(&disk, 500)).unwrap();
+        let text = |text: &str| text.to_owned();
+        let origin = Origin { system: text("7"), database: text("app"), slot: text("s") };
+        assert_eq!(journal.origin(), None);
+        journal.set_origin(origin.clone()).await.unwrap();
+        journal.append(committed(9, 2, &table("orders"))).await.unwrap();
+        let error = journal.append(committed(8, 2, &table("orders"))).await.unwrap_err();
+        assert_eq!(error.class(), Class::Bug);
+        let gap = Gap { from: position(9), to: position(5), reason: text("restored") };
+        journal.record_gap(gap.clone()).await.unwrap();
+        for number in 5..20 {
+            journal.append(committed(number, 2, &table("orders"))).await.unwrap();
+        }
+        drop(journal);
+        let journal = Journal::open(options(&disk, 500)).unwrap();
+        assert_eq!((journal.origin(), journal.info().gaps), (Some(origin), vec![gap]));
+        assert!(journal.info().segments > 2, "the gap is in a sealed segment");
+    });
+}
+
+#[test]
+fn a_change_larger_than_a_block_and_any_bytes_come_back_whole() {
+    block_on(async {
+        let disk = PowerCut::default();
+        let options = Options { ring_bytes_max: 0, ..options(&disk, 1 << 20) };
+        let journal = Journal::open(options).unwrap();
+        let mut batch = committed(1, 3, &table("orders"));
+        let mut dice = fastrand::Rng::with_seed(1);
+        let noise: Vec<u8> = (0..3 << 20).map(|_| dice.u8(..)).collect();
+        batch.changes[1].after = Some(Row::from_values([Value::Text(&noise)]));
+        journal.append(batch.clone()).await.unwrap();
+        let limits = Limits { changes_max: 100, bytes_max: 1_000 };
+        let mut reader = journal.reader(0).unwrap();
+        for (offset, expected) in batch.changes.iter_mut().enumerate() {
+            expected.offset = offset as u64;
+            assert_eq!(reader.next(limits).await.unwrap().changes, [expected.clone()]);
+        }
+    });
+}

@@ -122,7 +122,16 @@ async fn every_operation_arrives_with_its_transaction() {
     let cluster = Cluster::start().await;
     cluster.sql("create table t (id int primary key, body text)").await;
     let mut reading = Reading::begin(&cluster).await;
-    cluster.sql("begin; insert into t values (1, 'a'), (2, null); update t set body = 'b' where id = 1; update t set id = 3 where id = 2; delete from t where id = 1; commit").await;
+    cluster
+        .sql(
+            "begin;
+             insert into t values (1, 'a'), (2, null);
+             update t set body = 'b' where id = 1;
+             update t set id = 3 where id = 2;
+             delete from t where id = 1;
+             commit",
+        )
+        .await;
     let changes = reading.take(5).await;
     assert_eq!(ops(&changes), [Op::Insert, Op::Insert, Op::Update, Op::Update, Op::Delete]);
     assert_eq!(changes.iter().map(|c| c.index).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
@@ -146,9 +155,12 @@ async fn every_operation_arrives_with_its_transaction() {
 async fn each_replica_identity_gives_its_own_old_row() {
     let cluster = Cluster::start().await;
     cluster
-        .sql("create table f (id int primary key, a text, b text); alter table f replica identity full;
+        .sql(
+            "create table f (id int primary key, a text, b text);
+             alter table f replica identity full;
               create table i (id int primary key, code text not null unique, b text);
-              alter table i replica identity using index i_code_key")
+              alter table i replica identity using index i_code_key",
+        )
         .await;
     let mut reading = Reading::begin(&cluster).await;
     cluster
@@ -185,7 +197,13 @@ async fn an_unchanged_toast_value_is_never_null_and_is_completed_under_full() {
         .await;
     let mut reading = Reading::begin(&cluster).await;
     for table in ["t", "f"] {
-        cluster.sql(&format!("insert into {table} values (1, {LONG}, 0); update {table} set n = 1; update {table} set long = null")).await;
+        cluster
+            .sql(&format!(
+                "insert into {table} values (1, {LONG}, 0);
+             update {table} set n = 1;
+             update {table} set long = null"
+            ))
+            .await;
     }
     let changes = reading.take(6).await;
     assert_eq!(after(&changes[1]), ["1", "unchanged", "1"]);
@@ -219,10 +237,22 @@ async fn logical_messages_are_changes_inside_and_outside_transactions() {
     cluster.sql("create table t (id int primary key)").await;
     let mut reading = Reading::begin(&cluster).await;
     cluster
-        .sql(r"begin; insert into t values (1); select pg_logical_emit_message(true, 'in', '\x00ff'::bytea); commit")
+        .sql(
+            r"begin;
+             insert into t values (1);
+             select pg_logical_emit_message(true, 'in', '\x00ff'::bytea);
+             commit",
+        )
         .await;
     let free = lsn(&cluster, "select pg_logical_emit_message(false, 'out', 'hello')").await;
-    cluster.sql("begin; select pg_logical_emit_message(true, 'gone', 'x'); rollback; insert into t values (2)").await;
+    cluster
+        .sql(
+            "begin;
+             select pg_logical_emit_message(true, 'gone', 'x');
+             rollback;
+             insert into t values (2)",
+        )
+        .await;
     let changes = reading.take(4).await;
     assert_eq!(ops(&changes), [Op::Insert, Op::Message, Op::Message, Op::Insert]);
     let (inside, outside) =
@@ -377,20 +407,67 @@ async fn a_restart_of_the_server_is_retried_and_loses_nothing() {
     assert_eq!(after(&reading.take(1).await[0]), ["2"]);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_orderly_shutdown_of_the_server_is_not_held_up() {
+    for caught_up in [true, false] {
+        shut_down(caught_up).await;
+    }
+}
+
+async fn shut_down(caught_up: bool) {
+    let mut cluster = Cluster::start().await;
+    cluster.sql("create table t (id int primary key)").await;
+    let mut reading = Reading::begin(&cluster).await;
+    cluster.sql("insert into t select generate_series(1, 20000)").await;
+    if caught_up {
+        reading.take(20_000).await;
+        reading.confirm().await;
+    }
+    // As capture does: what was taken is confirmed. The server waits until all of it is.
+    let consumer = async {
+        loop {
+            match reading.opened.source.next().await {
+                Ok(batch) => {
+                    reading.position = batch.position.or(reading.position);
+                    if reading.position.is_some() {
+                        reading.confirm().await;
+                    }
+                }
+                Err(error) => break error,
+            }
+        }
+    };
+    let begun = std::time::Instant::now();
+    let down = tokio::task::spawn_blocking(move || {
+        cluster.down(Stop::Fast);
+        cluster
+    });
+    let error = tokio::time::timeout(PATIENCE, consumer).await.expect("the stream ends");
+    assert_eq!(error.class(), walrace::error::Class::Retry, "{error}");
+    drop(down.await.unwrap());
+    assert!(begun.elapsed() < PATIENCE, "caught up: {caught_up}, after {:?}", begun.elapsed());
+}
+
 #[tokio::test]
 async fn types_are_described_to_their_ground() {
     use walrace::schema::TypeKind;
     let cluster = Cluster::start().await;
     cluster
-        .sql(r#"create type mood as enum ('sad', 'ok'); create domain posint as int check (value > 0);
+        .sql(
+            r#"create type mood as enum ('sad', 'ok');
+             create domain posint as int check (value > 0);
               create type pair as (a posint, b text[]); create schema "We ird";
               create table "We ird"."Tá.ble" ("Id " int primary key, m mood[], p pair, r int4range,
-                x box[], v varchar(12), o oidvector, n numeric(12,2)[])"#)
+                x box[], v varchar(12), o oidvector, n numeric(12,2)[])"#,
+        )
         .await;
     let mut reading = Reading::begin(&cluster).await;
     cluster
-        .sql(r#"insert into "We ird"."Tá.ble" values
-              (1, '{ok,null}', row(3, '{x}'), '[1,3)', array['(1,1),(0,0)'::box], 'v', '1 2', '{1.50}')"#)
+        .sql(
+            r#"insert into "We ird"."Tá.ble" values
+              (1, '{ok,null}', row(3, '{x}'), '[1,3)', array['(1,1),(0,0)'::box],
+               'v', '1 2', '{1.50}')"#,
+        )
         .await;
     let changes = reading.take(1).await;
     let table = changes[0].table.as_ref().unwrap();

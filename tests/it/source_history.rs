@@ -177,7 +177,8 @@ async fn a_promoted_standby_continues_from_at_or_above_progress_and_else_diverge
     let switch = history.split_whitespace().nth(1).unwrap().parse().unwrap();
     known.progress = Some(Position { timeline: 1, lsn: switch, index: 0 });
     let error = refused(&config(&standby.unix_url()), &known).await;
-    assert_config(&error, &["ahead"]); // the new slot begins behind the switch: a gap, not a divergence
+    // The new slot begins behind the switch: that is a gap, and no divergence.
+    assert_config(&error, &["ahead"]);
     let gap =
         postgres::accept_gap("app", &config(&standby.unix_url()), known.clone()).await.unwrap();
     assert_eq!(gap.to.timeline, 2);
@@ -193,7 +194,13 @@ async fn a_slot_whose_log_is_gone_says_so_and_can_be_accepted() {
     let settings = "max_slot_wal_keep_size = 1MB\nmin_wal_size = 32MB\nmax_wal_size = 32MB".into();
     let (cluster, known) = begun(Setup { settings, ..Setup::default() }).await;
     for _ in 0..4 {
-        cluster.sql("select pg_switch_wal(); create table if not exists fill as select generate_series(1, 100000); drop table fill").await;
+        cluster
+            .sql(
+                "select pg_switch_wal();
+             create table if not exists fill as select generate_series(1, 100000);
+             drop table fill",
+            )
+            .await;
     }
     cluster.sql("checkpoint").await;
     let lost = cluster.value("select wal_status from pg_replication_slots").await;

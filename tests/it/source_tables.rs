@@ -43,7 +43,15 @@ async fn a_table_without_identity_stays_updatable_and_its_inserts_arrive() {
     let cluster = Cluster::start().await;
     cluster.sql("create table bare (id int); create table t (id int primary key)").await;
     let mut reading = Reading::begin(&cluster).await;
-    cluster.sql("insert into bare values (1); update bare set id = 2; delete from bare; truncate bare; insert into t values (1)").await;
+    cluster
+        .sql(
+            "insert into bare values (1);
+             update bare set id = 2;
+             delete from bare;
+             truncate bare;
+             insert into t values (1)",
+        )
+        .await;
     let changes = reading.take(3).await;
     let ops: Vec<_> = changes.iter().map(|change| change.op).collect();
     assert_eq!(ops, [Op::Insert, Op::Truncate, Op::Insert]);
@@ -73,10 +81,22 @@ async fn tables_come_and_go_as_the_globs_and_identities_say() {
     let config = quick(&cluster, &["public.*", "!public.audit_*"]);
     let mut reading = Reading::open(&config, Known::default()).await.unwrap();
     assert_eq!(published(&cluster, "walrace_app").await, "public.keep");
-    cluster.sql("create table later (id int primary key); create table audit_2 (id int); create table bare (id int)").await;
+    cluster
+        .sql(
+            "create table later (id int primary key);
+             create table audit_2 (id int);
+             create table bare (id int)",
+        )
+        .await;
     holds(&cluster, "walrace_app", "public.keep public.later").await;
     holds(&cluster, "walrace_app_inserts", "public.bare").await;
-    cluster.sql("insert into later values (1); insert into audit_2 values (1); insert into bare values (1)").await;
+    cluster
+        .sql(
+            "insert into later values (1);
+             insert into audit_2 values (1);
+             insert into bare values (1)",
+        )
+        .await;
     let names: Vec<_> =
         reading.take(2).await.iter().map(|c| c.table.as_ref().unwrap().name.clone()).collect();
     assert_eq!(names, ["later", "bare"]);
@@ -111,7 +131,12 @@ async fn partitions_arrive_under_their_root_or_as_themselves() {
         let config = Postgres { publish_via_partition_root: root, ..config(&cluster.unix_url()) };
         let mut reading = Reading::open(&config, Known::default()).await.unwrap();
         // A partition that comes later is captured from its first row.
-        cluster.sql("create table p2 partition of p for values from (10) to (20); insert into p values (1, 1), (11, 1)").await;
+        cluster
+            .sql(
+                "create table p2 partition of p for values from (10) to (20);
+             insert into p values (1, 1), (11, 1)",
+            )
+            .await;
         let changes = reading.take(2).await;
         let names: Vec<_> =
             changes.iter().map(|c| c.table.as_ref().unwrap().name.as_str()).collect();
@@ -126,7 +151,13 @@ async fn partitions_arrive_under_their_root_or_as_themselves() {
 #[tokio::test]
 async fn a_publication_of_somebody_else_is_read_and_never_changed() {
     let cluster = Cluster::start().await;
-    cluster.sql("create table a (id int primary key); create table b (id int primary key); create publication theirs for table a").await;
+    cluster
+        .sql(
+            "create table a (id int primary key);
+             create table b (id int primary key);
+             create publication theirs for table a",
+        )
+        .await;
     let config = Postgres { publication: Some("theirs".into()), ..quick(&cluster, &[]) };
     let mut reading = Reading::open(&config, Known::default()).await.unwrap();
     cluster.sql("insert into b values (1); insert into a values (1)").await;
@@ -181,7 +212,8 @@ async fn create_status_and_drop_leave_nothing_behind_and_may_be_repeated() {
     let dropped = async || postgres::drop("app", &config).await.ok();
     wait_for(PATIENCE, dropped, || "not dropped".into()).await;
     postgres::drop("app", &config).await.unwrap();
-    let left = "select (select count(*) from pg_publication) + (select count(*) from pg_replication_slots)";
+    let left = "select (select count(*) from pg_publication)
+                + (select count(*) from pg_replication_slots)";
     assert_eq!(cluster.value(left).await, 0);
 }
 
@@ -222,7 +254,14 @@ async fn a_slot_made_by_hand_without_the_second_publication_never_leaves_a_table
 #[tokio::test]
 async fn a_database_is_inspected_for_init() {
     let cluster = Cluster::start().await;
-    cluster.sql("create table t (id int primary key); create table bare (id int); insert into t select generate_series(1, 500); analyze t").await;
+    cluster
+        .sql(
+            "create table t (id int primary key);
+             create table bare (id int);
+             insert into t select generate_series(1, 500);
+             analyze t",
+        )
+        .await;
     let url = walrace::config::Secret::new(cluster.unix_url());
     let inspection = postgres::inspect(&url).await.unwrap();
     let tables: Vec<_> =

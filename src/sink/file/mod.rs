@@ -1,6 +1,9 @@
 //! JSON Lines in a file, each change once whatever crashes: the progress is kept beside the data.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicU64, Ordering},
+};
 
 use async_trait::async_trait;
 
@@ -8,7 +11,7 @@ use super::{Capabilities, Context, Progress, Sink, Written};
 use crate::{
     change::Batch,
     config::{self, Format},
-    error::{Class, Classify, Result},
+    error::{Class, Classify, Error, Result},
     format::Encoder,
 };
 use store::{Lines, Rotation, Store};
@@ -27,8 +30,10 @@ pub(super) struct File {
     encoder: Encoder,
     buffer: Vec<u8>,
     context: Context,
-    /// Locked only by blocking tasks: one that outlives a cancelled call keeps the next one waiting.
+    /// Locked by blocking tasks: one that outlives a cancelled call keeps the next one waiting.
     store: Arc<Mutex<Store>>,
+    /// Counts the calls: a task of a cancelled call that has not begun must not begin any more.
+    calls: Arc<AtomicU64>,
 }
 
 impl File {
@@ -41,6 +46,7 @@ impl File {
             buffer: Vec::new(),
             context: context.clone(),
             store: Arc::new(Mutex::new(store)),
+            calls: Arc::default(),
         }
     }
 
@@ -48,12 +54,16 @@ impl File {
         &self,
         work: impl FnOnce(&mut Store) -> T + Send + 'static,
     ) -> Result<T> {
-        let store = Arc::clone(&self.store);
+        let (store, calls) = (Arc::clone(&self.store), Arc::clone(&self.calls));
+        let call = calls.fetch_add(1, Ordering::SeqCst) + 1;
         let task = tokio::task::spawn_blocking(move || {
             // A panic leaves the store closed, so that what a poisoned lock guards is still sound.
-            work(&mut store.lock().unwrap_or_else(PoisonError::into_inner))
+            let mut store = store.lock().unwrap_or_else(PoisonError::into_inner);
+            let cancelled = calls.load(Ordering::SeqCst) != call;
+            if cancelled { None } else { Some(work(&mut store)) }
         });
-        task.await.class(Class::Bug, || "a task of the file sink ended without a result")
+        let done = task.await.class(Class::Bug, || "a task of the file sink failed")?;
+        done.ok_or_else(|| Error::bug("two calls of the file sink at the same time"))
     }
 
     /// All changes as lines. One that has no form in this format refuses the batch as a whole, so
@@ -73,6 +83,14 @@ impl File {
             }
         }
         Ok(Lines { bytes, offsets, filtered })
+    }
+}
+
+impl Drop for File {
+    /// Another sink may open the same file next: nothing of ours may write by then.
+    fn drop(&mut self) {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        drop(self.store.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }
 

@@ -1,7 +1,7 @@
 //! The data file and its sidecar on disk. All calls block.
 //!
 //! ```text
-//! write:   data -> sync -> state -> sync                            (a state: one slot, see sidecar)
+//! write:   data -> sync -> state -> sync
 //! rotate:  state with the intent -> rename -> sync of the directory
 //!          -> new data file -> sync of the directory -> state of the new file
 //! open:    cut what lies beyond the state; finish a rotation that has an intent
@@ -112,7 +112,8 @@ impl Store {
             return Err(Error::damaged(format!("{} is not open", self.path.display()))
                 .remedy("after a failed sync nobody knows what the disk holds: start again"));
         };
-        if open.state.progress == Some(progress) && lines.bytes.is_empty() {
+        // What progress says is there is there: a write that was cancelled late was done after all.
+        if open.state.progress == Some(progress) {
             self.open = Some(open);
             return Ok(());
         }
@@ -201,7 +202,7 @@ impl Store {
         self.finish_rotation(sidecar, state)
     }
 
-    /// `changes.<first>-<last>.jsonl`; after a rewind the same offsets come again, and get a number.
+    /// `changes.<first>-<last>.jsonl`; after a rewind the same offsets come again, with a number.
     fn rotated_name(&self, state: &State) -> Result<String> {
         let (first, last) = state.offsets.unwrap_or_default();
         let part = |part: Option<&std::ffi::OsStr>| {

@@ -269,6 +269,8 @@ enum Loss {
     NamesOnly,
     ContentOnly,
     HalfOfContent,
+    /// Only the process dies: nothing is lost, and nothing becomes durable by it.
+    Process,
 }
 
 impl Fragile {
@@ -294,6 +296,9 @@ impl Fragile {
     fn fail_power(&self, loss: Loss) {
         let mut memory = self.lock();
         memory.left = None;
+        if matches!(loss, Loss::Process) {
+            return;
+        }
         if matches!(loss, Loss::All | Loss::NamesOnly) {
             memory.names = memory.synced_names.clone();
         }
@@ -306,7 +311,7 @@ impl Fragile {
                     let from = synced.len().min(content.len());
                     content[kept..from].copy_from_slice(&synced[kept..from]);
                 }
-                Loss::Nothing | Loss::NamesOnly => {}
+                Loss::Nothing | Loss::NamesOnly | Loss::Process => {}
             }
             *synced = content.clone();
         }
@@ -423,14 +428,14 @@ impl DiskFile for FragileFile {
     }
 }
 
-const CHANGES: u64 = 9;
+const CHANGES: u64 = 13;
 
-/// Delivers everything from what the sink says it has, two changes at a time.
-async fn deliver(disk: &Arc<dyn Disk>) -> Result<()> {
-    let mut sink = sink(disk, Path::new("/d/changes.jsonl"), 900);
+/// Delivers everything from what the sink says it has, `step` changes at a time.
+async fn deliver(disk: &Arc<dyn Disk>, step: u64) -> Result<()> {
+    let mut sink = sink(disk, Path::new("/d/changes.jsonl"), 1400);
     let mut cursor = sink.open().await?.map_or(0, |progress| progress.cursor);
     while cursor < CHANGES {
-        let end = (cursor + 2).min(CHANGES);
+        let end = (cursor + step).min(CHANGES);
         written(&mut sink, cursor..end).await?;
         cursor = end;
     }
@@ -439,13 +444,16 @@ async fn deliver(disk: &Arc<dyn Disk>) -> Result<()> {
 
 /// Stops the machine at every operation of a delivery with rotations, then at every operation of
 /// the recovery, and returns what is wrong at the end, if anything.
-async fn crash_everywhere(loss: Loss, ignored: Option<Ignored>) -> Result<usize, String> {
+async fn crash_everywhere(
+    (loss, then): (Loss, Loss),
+    ignored: Option<Ignored>,
+) -> Result<usize, String> {
     let mut crashes = 0;
     for first in 0.. {
         let disk = Fragile::default();
         disk.lock().left = Some(first);
         disk.lock().ignore_syncs_of = ignored;
-        if deliver(&disk.shared()).await.is_ok() {
+        if deliver(&disk.shared(), 2).await.is_ok() {
             return Ok(crashes);
         }
         disk.fail_power(loss);
@@ -453,12 +461,12 @@ async fn crash_everywhere(loss: Loss, ignored: Option<Ignored>) -> Result<usize,
         for second in (0..12).map(Some).chain([None]) {
             let disk = Fragile(Arc::new(Mutex::new(after_crash.clone())));
             disk.lock().left = second;
-            let mut found = deliver(&disk.shared()).await;
+            let mut found = deliver(&disk.shared(), 3).await;
             if found.is_err() && second.is_some() {
-                disk.fail_power(loss);
-                found = deliver(&disk.shared()).await;
+                disk.fail_power(then);
+                found = deliver(&disk.shared(), 3).await;
             }
-            let at = format!("{loss:?} at {first}, then {second:?}");
+            let at = format!("{loss:?} at {first}, then {then:?} at {second:?}");
             found.map_err(|error: Error| format!("{at}: {error}"))?;
             disk.fail_power(Loss::All);
             let lines = disk.lines();
@@ -471,8 +479,17 @@ async fn crash_everywhere(loss: Loss, ignored: Option<Ignored>) -> Result<usize,
     unreachable!("the loop ends with a delivery that is not stopped")
 }
 
-const LOSSES: [Loss; 5] =
-    [Loss::All, Loss::Nothing, Loss::NamesOnly, Loss::ContentOnly, Loss::HalfOfContent];
+const LOSSES: [(Loss, Loss); 9] = [
+    (Loss::All, Loss::All),
+    (Loss::Nothing, Loss::Nothing),
+    (Loss::NamesOnly, Loss::NamesOnly),
+    (Loss::ContentOnly, Loss::ContentOnly),
+    (Loss::HalfOfContent, Loss::HalfOfContent),
+    (Loss::Process, Loss::All),
+    (Loss::Process, Loss::NamesOnly),
+    (Loss::Process, Loss::ContentOnly),
+    (Loss::Process, Loss::HalfOfContent),
+];
 
 #[tokio::test]
 async fn a_crash_at_any_operation_leaves_each_change_once() {
@@ -491,6 +508,56 @@ async fn leaving_out_any_kind_of_sync_is_noticed() {
         }
         assert!(noticed, "{ignored:?} could be left out");
     }
+}
+
+#[tokio::test]
+async fn a_cancelled_write_is_done_whole_or_not_at_all_before_the_next_call() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut sink, path) = real(&directory);
+    let mut cursor = sink.open().await.unwrap().map_or(0, |progress| progress.cursor);
+    for round in 0..60 {
+        let (changes, to) = (batch(cursor..cursor + 50), progress(cursor + 50));
+        let patience = std::time::Duration::from_micros(round % 20 * 50);
+        let _ = tokio::time::timeout(patience, sink.write(&changes, &to)).await;
+        match round % 3 {
+            0 => cursor = sink.open().await.unwrap().map_or(0, |progress| progress.cursor),
+            1 => {
+                drop(sink);
+                sink = real(&directory).0;
+                cursor = sink.open().await.unwrap().map_or(0, |progress| progress.cursor);
+            }
+            _ => {
+                assert!(matches!(sink.write(&changes, &to).await, Ok(Written::All)));
+                cursor += 50;
+            }
+        }
+        let found = offsets(&fs::read(&path).unwrap());
+        assert!(found.into_iter().eq(0..cursor), "round {round}, cursor {cursor}");
+    }
+}
+
+#[test]
+fn a_write_that_was_cancelled_before_it_began_never_begins() {
+    let one_thread = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(1)
+        .build()
+        .unwrap();
+    one_thread.block_on(async {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut sink, path) = real(&directory);
+        sink.open().await.unwrap();
+        let (release, held) = std::sync::mpsc::sync_channel::<()>(1);
+        let busy = tokio::task::spawn_blocking(move || held.recv());
+        let (changes, to) = (batch(0..5), progress(5));
+        let patience = std::time::Duration::from_millis(1);
+        assert!(tokio::time::timeout(patience, sink.write(&changes, &to)).await.is_err());
+        // The open is called, and waits for the thread, before the write can get it.
+        let (opened, ()) = tokio::join!(sink.open(), async { release.send(()).unwrap() });
+        assert_eq!(opened.unwrap(), None);
+        busy.await.unwrap().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"");
+    });
 }
 
 #[tokio::test]

@@ -241,7 +241,8 @@ pub(super) fn check_server(server: &Server) -> Result<()> {
     Ok(())
 }
 
-/// Publications first, then the slot: what was logged before a publication cannot be decoded for it.
+/// Publications first, then the slot: what was logged before a publication cannot be decoded for
+/// it.
 pub(super) fn ensure_slot(
     client: &mut Client,
     settings: &Settings,

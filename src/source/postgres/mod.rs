@@ -28,6 +28,7 @@ mod operate;
 pub mod pgoutput;
 mod preflight;
 mod publication;
+mod session;
 mod settings;
 mod slot;
 mod stats;
@@ -42,6 +43,7 @@ pub use operate::{
 };
 pub use preflight::{Finding, Level, preflight};
 pub use publication::selects;
+pub use session::Session;
 pub use stats::Stats;
 
 use catalog::{Catalog, quote_name, quote_text};
@@ -235,7 +237,8 @@ fn reconcile_until(settings: &Settings, (stopped, wake): &(Mutex<bool>, Condvar)
         };
         // Said once: it would repeat every few seconds.
         if !error.is_empty() && error != last_error {
-            tracing::warn!(source = %settings.name, %error, "cannot compare the tables with the globs");
+            let source = &settings.name;
+            tracing::warn!(%source, %error, "the tables that exist are not all captured");
         }
         last_error = error;
     }

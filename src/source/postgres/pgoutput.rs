@@ -384,7 +384,8 @@ pub(super) mod tests {
             oid in any::<u32>(), schema in names(), name in names(),
             identity in prop::sample::select(vec![
                 Identity::Default, Identity::Nothing, Identity::Full, Identity::Index]),
-            columns in prop::collection::vec((any::<bool>(), names(), any::<u32>(), any::<i32>()), 0..9),
+            columns in prop::collection::vec(
+                (any::<bool>(), names(), any::<u32>(), any::<i32>()), 0..9),
         ) -> Relation {
             let column = |(key, name, type_oid, modifier)| {
                 RelationColumn { key, name, type_oid, modifier }
@@ -402,7 +403,9 @@ pub(super) mod tests {
         }
 
         #[test]
-        fn a_message_that_is_cut_short_is_refused(relation in relations(), cut in any::<prop::sample::Index>()) {
+        fn a_message_that_is_cut_short_is_refused(
+            relation in relations(), cut in any::<prop::sample::Index>(),
+        ) {
             let bytes = encode::relation(&relation);
             let length = cut.index(bytes.len());
             prop_assert!(decode(bytes.slice(..length)).is_err());

@@ -264,7 +264,8 @@ fn look_at_privileges(settings: &Settings, client: &mut Client, report: &mut Rep
     let chosen = publication::choose(publication::candidates(client)?, &settings.config.tables);
     for table in chosen {
         let sql = format!(
-            "select pg_has_role(relowner, 'usage'), pg_get_userbyid(relowner) from pg_class where oid = {}",
+            "select pg_has_role(relowner, 'usage'), pg_get_userbyid(relowner)
+             from pg_class where oid = {}",
             table.oid
         );
         let mut row = Cells(client.query(&sql)?.into_iter().next().unwrap_or_default().into_iter());

@@ -45,16 +45,22 @@ const OPEN_BYTES_MAX: usize = 2 << 20;
 /// Under load the reader hands over at this size, or at `HOLD_MAX`.
 const HOLD_BYTES: usize = 256 << 10;
 const HOLD_MAX: Duration = Duration::from_millis(2);
-/// The wait before a read under load.
-const COALESCE: Duration = Duration::from_micros(200);
-/// The rate that counts as load, over at least `LOAD_WINDOW`.
+/// The wait before a read under load; docs/adr/0003 has the figures.
+const COALESCE: Duration = Duration::from_micros(400);
+/// The rate that counts as load. A load is noticed soon and forgotten late: the walsender pauses
+/// between transactions, and a reader that turns eager in each pause wakes for every message.
 const LOAD_BYTES_PER_MS: u128 = 4 << 10;
-const LOAD_WINDOW: Duration = Duration::from_millis(1);
+const RISE_WINDOW: Duration = Duration::from_millis(1);
+const FALL_WINDOW: Duration = Duration::from_millis(10);
+/// A read of less than this has found the end of what there was.
+const DRY_BYTES: usize = 4 << 10;
 /// A quiet read looks up this often for a stop and for something to confirm.
 const QUIET_READ: Duration = Duration::from_millis(50);
 /// A read under load that finds nothing ends the load; the system rounds it up to its tick.
 const LOADED_READ: Duration = Duration::from_millis(1);
 const BUFFER_BYTES: usize = 1 << 20;
+/// A server that shuts down asks again as soon as it has an answer.
+const ANSWER_INTERVAL: Duration = Duration::from_millis(10);
 const CONFIRM_INTERVAL: Duration = Duration::from_millis(100);
 const STATUS_INTERVAL_MAX: Duration = Duration::from_secs(10);
 /// A position without changes is handed over at most this often.
@@ -231,8 +237,11 @@ impl Reader {
             let _ = self.report().and_then(|()| self.stream.write_all(FAREWELL));
             let _ = self.stream.flush();
         }
+        // The source holds a second handle: without this, a server that shuts down would wait for a
+        // reader that is gone.
+        self.stream.socket().close();
         let shared = Arc::clone(&self.shared);
-        drop(self); // closes the connection before anybody is told
+        drop(self);
         shared.end(outcome.err());
     }
 
@@ -247,10 +256,11 @@ impl Reader {
                     self.note(read)?;
                     let bytes = self.frames.take_whole()?;
                     self.decode(bytes)?;
-                    self.hand_over_or_hold();
+                    self.hand_over_or_hold(read < DRY_BYTES);
                 }
                 Err(error) if is_timeout(&error) => {
-                    self.set_load(false)?;
+                    let high = self.load.note(0, Instant::now());
+                    self.set_load(high)?;
                     self.hand_over();
                 }
                 Err(error) => return Err(broken(error)),
@@ -333,11 +343,11 @@ impl Reader {
         }
     }
 
-    fn hand_over_or_hold(&mut self) {
+    fn hand_over_or_hold(&mut self, dry: bool) {
         let now = Instant::now();
         let held = *self.held_since.get_or_insert(now);
         let enough = self.assembler.bytes() >= HOLD_BYTES || now - held >= HOLD_MAX;
-        if !self.load.high || enough {
+        if !self.load.high || enough || dry {
             self.hand_over();
         }
         if self.load.high {
@@ -377,13 +387,13 @@ impl Reader {
     fn report_if_due(&mut self) -> Result<()> {
         let waited = self.last_status.elapsed();
         let news = self.shared.confirmed.load(Ordering::Acquire) > self.sent_confirmed;
-        let due = self.answer_now
+        let due = (self.answer_now && waited >= ANSWER_INTERVAL)
             || waited >= self.status_interval
             || (news && waited >= CONFIRM_INTERVAL);
         if due { self.report().map_err(broken) } else { Ok(()) }
     }
 
-    /// `Standby status update`: what is written, flushed and applied is one position, the confirmed.
+    /// `Standby status update`: what is written, flushed and applied is one position.
     fn report(&mut self) -> io::Result<()> {
         let confirmed = self.shared.confirmed.load(Ordering::Acquire);
         let clock = Timestamp::now().0 - 946_684_800_000_000;
@@ -427,7 +437,7 @@ impl Load {
     fn note(&mut self, read: usize, now: Instant) -> bool {
         self.bytes += read;
         let elapsed = now - self.since;
-        if elapsed < LOAD_WINDOW {
+        if elapsed < if self.high { FALL_WINDOW } else { RISE_WINDOW } {
             return self.high;
         }
         let high = self.bytes as u128 * 1000 >= LOAD_BYTES_PER_MS * elapsed.as_micros();
@@ -450,6 +460,15 @@ mod tests {
         }
         let later = start + Duration::from_millis(100);
         assert!((1..=20).any(|tick| load.note(2_000, later + Duration::from_micros(tick * 100))));
+    }
+
+    #[test]
+    fn a_load_outlives_the_pause_between_two_transactions_and_ends_soon_after() {
+        let start = Instant::now();
+        let mut load = Load { since: start, bytes: 1 << 20, high: true };
+        assert!(load.note(0, start + Duration::from_millis(5)));
+        assert!(load.note(0, start + Duration::from_millis(10)), "much came in this window");
+        assert!(!load.note(100, start + Duration::from_millis(20)));
     }
 
     fn batch(position: Option<u64>, count: usize) -> Batch {

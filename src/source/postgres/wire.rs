@@ -407,6 +407,14 @@ impl Socket {
         }
     }
 
+    /// Closes the connection, whatever handles there are; what was written is still sent.
+    pub(super) fn close(&self) {
+        let _ = match self {
+            Socket::Unix(stream) => stream.shutdown(Shutdown::Both),
+            Socket::Tcp(stream) => stream.shutdown(Shutdown::Both),
+        };
+    }
+
     /// Ends the reads of this socket, in every handle.
     pub(super) fn end_reads(&self) {
         let _ = match self {

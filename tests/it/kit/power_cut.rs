@@ -76,6 +76,18 @@ impl PowerCut {
         (state.faults, state.calls, state.syncs) = (faults, 0, 0);
     }
 
+    /// Lets all files together have so many bytes more.
+    pub(crate) fn fill(&self, room: Option<u64>) {
+        let mut state = self.state();
+        let used: usize = state.names.values().map(|file| state.files[*file].cached.len()).sum();
+        state.faults.capacity = room.map(|room| used as u64 + room);
+    }
+
+    /// Syncs since `set`.
+    pub(crate) fn syncs(&self) -> u64 {
+        self.state().syncs
+    }
+
     /// Notes from now on where each sync is called from.
     pub(crate) fn trace(&self) {
         self.state().sites = Some(Vec::new());
@@ -272,6 +284,9 @@ impl Disk for PowerCut {
         let mut state = self.state();
         if !state.sync()? {
             return Ok(());
+        }
+        if state.faults.fail_sync == Some(state.syncs) {
+            return Err(io::Error::other("the disk failed"));
         }
         state.unsynced_names.clear();
         state.durable_names = state.names.clone();
