@@ -85,7 +85,7 @@ impl<'a> Offline<'a> {
         let (journal, cursor) = (self.inspect(&at.source).await?, at.cursor);
         let (end, behind_bytes) = (journal.info().end, journal.bytes_from(cursor));
         let oldest = blocking(move || journal.dump(cursor).next().transpose()).await?;
-        let age = |at: Timestamp| (Timestamp::now().0 - at.0).max(0) as f64 / 1e6;
+        let age = |at: Timestamp| (Timestamp::now().0 - at.0).max(0).unsigned_abs() / 1000;
         Ok(SinkStatus {
             name: name.to_owned(),
             source: at.source,
@@ -95,7 +95,7 @@ impl<'a> Offline<'a> {
             recorded: cursor,
             behind_changes: end.saturating_sub(cursor),
             behind_bytes,
-            behind_seconds: oldest.map_or(0.0, |change| age(change.transaction.commit_time)),
+            behind_ms: oldest.map_or(0, |change| age(change.transaction.commit_time)),
             lost_changes: at.lost,
             filtered_changes: 0,
             totals: Totals::default(),
