@@ -63,7 +63,9 @@ impl<'a> Offline<'a> {
         let (server, slot, state) = match asked {
             Ok(status) => (Some(status.server_end), status.slot, not_running()),
             Err(error) => {
-                (None, None, stopped(format!("not running, nor is its database: {error}")))
+                {
+                (None, None, stopped(format!("its database cannot be asked either: {error}")))
+            }
             }
         };
         Ok(SourceStatus {

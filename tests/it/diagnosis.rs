@@ -205,6 +205,12 @@ async fn what_a_sink_is_missing_and_how_far_it_is_behind_is_told_while_nothing_r
     let file = FileRecorder::new(server.path("lake.jsonl"));
     file.wait_until(PATIENCE, |seen| seen.len() == 25).await;
     hook.wait_until_asked(1).await;
+    // The lines are there before they count: the sink has them once its progress is on disk.
+    let has = async || {
+        let status: Value = serde_json::from_str(&server.get("/status").await.1).ok()?;
+        status["sinks"].as_array()?.iter().any(|sink| sink["cursor"] == 25).then_some(())
+    };
+    wait_for(PATIENCE, has, || "the file sink has not advanced".to_owned()).await;
     let running = walrace(&server, &["missing", "--sink", "hook", "--json"]);
     server.kill();
     let stopped = walrace(&server, &["missing", "--sink", "hook", "--json"]);
@@ -235,4 +241,54 @@ async fn what_a_sink_is_missing_and_how_far_it_is_behind_is_told_while_nothing_r
     server.start_ready().await;
     hook.always(Answer::Accept);
     assert_eq!(hook.wait_until(|seen| seen.len() >= 5).await.len(), 5, "nothing was changed");
+}
+
+/// The blocks of SQL below a heading of docs/sources/postgres.md, for the database `postgres`.
+fn documented_sql(heading: &str) -> String {
+    let page = include_str!("../../docs/sources/postgres.md");
+    let (_, section) = page.split_once(&format!("\n### {heading}\n")).expect("the heading");
+    let section = section.split("\n##").next().unwrap();
+    let blocks: Vec<_> = section.split("```sql\n").skip(1).collect();
+    assert!(!blocks.is_empty(), "no SQL below {heading}");
+    let sql = blocks.iter().map(|block| block.split("```").next().unwrap());
+    sql.collect::<String>().replace("DATABASE app", "DATABASE postgres")
+}
+
+#[tokio::test]
+async fn the_privileges_that_the_documentation_grants_are_enough_and_needed() {
+    let levels = [
+        ("It makes the publication", ""),
+        ("The owner makes the publication", "publication = \"walrace_app\"\n"),
+        (
+            "Everything is made by hand",
+            "publication = \"walrace_app\"\nslot = \"walrace_app\"\ncreate = false\n",
+        ),
+    ];
+    for (heading, keys) in levels {
+        let cluster = Cluster::start().await;
+        cluster
+            .sql(&format!(
+                "create role app_owner; grant create on schema public to app_owner;
+                 set role app_owner; {TABLES}"
+            ))
+            .await;
+        let sql = documented_sql(heading);
+        for statement in sql.split_inclusive(';').filter(|text| !text.trim().is_empty()) {
+            cluster.sql(statement).await;
+        }
+        let url = format!("postgres://walrace:secret@127.0.0.1:{}/postgres", cluster.port());
+        let source = source_toml("app", &url);
+        let mut server = Server::new(&format!("{source}{keys}{LAKE}"));
+        let (code, said, _) = walrace(&server, &["check"]);
+        assert_eq!(code, 0, "{heading}:\n{said}");
+        server.start_ready().await;
+        cluster.sql("insert into analyses values (9)").await;
+        let file = FileRecorder::new(server.path("lake.jsonl"));
+        file.wait_until(PATIENCE, |seen| seen.len() == 1).await;
+        server.stop().await;
+
+        cluster.sql("alter role walrace noreplication").await;
+        let (code, said, _) = walrace(&server, &["check"]);
+        assert_eq!(code, 1, "{heading}, without REPLICATION:\n{said}");
+    }
 }

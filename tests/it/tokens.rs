@@ -141,8 +141,8 @@ async fn an_expired_token_names_the_oldest_offset_that_is_left() {
     let body = server.get("/sources/app/changes?from=0&to=1&tokens=true").await.1;
     let token = tokens(&body)[0].1.clone();
     for block in 0..20 {
-        let statement = "insert into t select i, (select string_agg(md5(random()::text), '') \
-                         from generate_series(1, 20)) from generate_series";
+        let statement = "insert into t select i, (select string_agg(md5(random()::text || i * n), '') \
+                         from generate_series(1, 20) n) from generate_series";
         cluster.sql(&format!("{statement}({}, {}) i", block * 100, block * 100 + 99)).await;
     }
     let start = async || {
