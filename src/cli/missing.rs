@@ -63,10 +63,21 @@ fn note(status: &Status, sink: &str) -> String {
     if let Some((source, reason)) = waits {
         notes.push(format!("source {source} is not captured now: {reason}"));
     }
-    if sink.lost_changes > 0 {
-        notes.push(format!("{} changes are lost to this sink for good", sink.lost_changes));
-    }
+    let gaps = source.map_or(0, |source| source.journal.gaps.len());
+    notes.extend(holes(sink.lost_changes, gaps));
     notes.join("; ")
+}
+
+/// What no reader of the journal can list, because the journal does not have it.
+pub(super) fn holes(lost: u64, gaps: usize) -> Vec<String> {
+    let mut notes = Vec::new();
+    if lost > 0 {
+        notes.push(format!("{lost} changes were dropped from the journal before it had read them"));
+    }
+    if gaps > 0 {
+        notes.push(format!("the journal has gaps ({gaps}): `walrace journal info` names them"));
+    }
+    notes
 }
 
 struct Count<W> {

@@ -61,11 +61,14 @@ impl<'a> Offline<'a> {
         let journal = self.inspect(name).await?.info();
         let asked = postgres::status(name, postgres).await;
         let (server, slot, state) = match asked {
+            Ok(status) if status.slot.is_none() => {
+                let gone =
+                    "it is not running, and its slot is gone: what was committed since is lost";
+                (Some(status.server_end), None, stopped(gone.to_owned()))
+            }
             Ok(status) => (Some(status.server_end), status.slot, not_running()),
             Err(error) => {
-                {
                 (None, None, stopped(format!("its database cannot be asked either: {error}")))
-            }
             }
         };
         Ok(SourceStatus {
@@ -154,8 +157,8 @@ impl<'a> Offline<'a> {
                 Err(error) => format!("; what was committed since cannot be asked: {error}"),
             });
         }
-        if at.lost > 0 {
-            text.push_str(&format!("; {} changes are lost to this sink for good", at.lost));
+        for note in super::missing::holes(at.lost, at.gaps) {
+            text.push_str(&format!("; {note}"));
         }
         text
     }
@@ -166,7 +169,7 @@ impl<'a> Offline<'a> {
         let info = self.inspect(&source).await?.info();
         let Some(registered) = self.catalog.sink(name).await? else {
             let cursor = if config.from == From::Now { info.end } else { info.start };
-            return Ok(Place { source, cursor, lost: 0, known: false });
+            return Ok(Place { source, cursor, lost: 0, gaps: info.gaps.len(), known: false });
         };
         let context = sink::Context {
             disk: RealDisk::shared(),
@@ -180,7 +183,8 @@ impl<'a> Offline<'a> {
         let progress = catalog::reconcile(name, &registered, target.peek().await?, keeps)?;
         let lost = self.catalog.lost_ranges(name).await?;
         let lost = lost.iter().map(|range| range.to - range.from).sum();
-        Ok(Place { source, cursor: progress.cursor, lost, known: true })
+        let gaps = info.gaps.len();
+        Ok(Place { source, cursor: progress.cursor, lost, gaps, known: true })
     }
 
     fn configured(&self, name: &str) -> Result<&config::Sink> {
@@ -200,6 +204,8 @@ struct Place {
     cursor: u64,
     /// Changes that the journal dropped before the sink had read them.
     lost: u64,
+    /// Gaps that the journal records.
+    gaps: usize,
     /// Whether the catalog knows it.
     known: bool,
 }
