@@ -162,7 +162,7 @@ impl Delivering {
             progress,
             cut: Cut {
                 limits: Limits {
-                    changes_max: self.config.batch_changes_max,
+                    changes_max: self.batch_changes_max(),
                     bytes_max: self.config.batch_bytes_max,
                 },
                 linger: Duration::from_millis(self.config.batch_ms_max),
@@ -171,6 +171,14 @@ impl Delivering {
             recorded_at: Instant::now(),
             written: progress.cursor,
         })
+    }
+
+    /// A file has no batches for its readers, and larger ones cost fewer syncs.
+    fn batch_changes_max(&self) -> usize {
+        match self.config.kind {
+            config::SinkKind::File(_) => usize::MAX,
+            _ => self.config.batch_changes_max,
+        }
     }
 
     /// Gives up what the journal must drop for want of disk: the range stays on record, and the
