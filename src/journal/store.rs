@@ -161,6 +161,13 @@ impl Store {
         view.segments.get(at).map(|segment| segment.bytes)
     }
 
+    /// Bytes on the disk from the byte at `at` of the segment at `base` to the end.
+    pub(super) fn bytes_behind(&self, base: u64, at: u64) -> u64 {
+        let view = self.view();
+        let later = view.segments.iter().filter(|segment| segment.base >= base);
+        later.map(|segment| segment.bytes).sum::<u64>().saturating_sub(at)
+    }
+
     /// Whether there is a segment after the one at `base`.
     pub(super) fn follows(&self, base: u64) -> bool {
         self.view().segments.back().is_some_and(|last| last.base > base)

@@ -199,7 +199,7 @@ pub(super) fn gaps_of(disk: &dyn Disk, segment: &Segment) -> Result<Vec<Gap>> {
 pub fn read_segment(disk: &dyn Disk, path: &Path) -> Result<u64> {
     let file = open(disk, path)?;
     let length = file.len().class(Class::Damaged, || "cannot read a length")?;
-    let mut bytes = [0; segment::HEADER_BYTES as usize];
+    let mut bytes = [0; segment::BYTES];
     file.read_exact_at(&mut bytes, 0).class(Class::Damaged, || "no header")?;
     let header = segment::Header::parse(&bytes).map_err(|flaw| flaw.at(path, 0))?;
     let found = Found { path: path.to_owned(), header, bytes: length, length };

@@ -59,8 +59,8 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn new(store: Arc<Store>, recovered: Recovered) -> Result<Self> {
-        let active = reopen(&*store.options.disk, &recovered)?;
+    pub(super) fn new(store: Arc<Store>, recovered: &Recovered) -> Result<Self> {
+        let active = reopen(&*store.options.disk, recovered)?;
         Ok(Self {
             commit_base: active.header.base,
             active,
@@ -74,7 +74,7 @@ impl Writer {
     }
 
     /// Runs until every sender is gone. An answer that nobody waits for is not an error.
-    pub(super) fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+    pub(super) fn run(mut self, commands: &mut mpsc::Receiver<Command>) {
         while let Some(command) = commands.blocking_recv() {
             match command {
                 Command::Append(batch, reply) => drop(reply.send(self.append(batch))),
