@@ -248,7 +248,8 @@ impl Store {
 
     pub(super) fn verify(&self) -> Result<Report> {
         let identity = self.view().identity.clone();
-        super::verify::verify(&*self.options.disk, &self.options.directory, &identity)
+        let (disk, directory) = (&*self.options.disk, &*self.options.directory);
+        super::verify::steady(|| super::verify::verify(disk, directory, &identity))
     }
 
     /// Keeps the index of a segment that was just sealed.

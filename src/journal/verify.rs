@@ -38,7 +38,8 @@ impl Inspection {
             Error::config(format!("there is no journal in {directory}"))
                 .remedy("name the directory that holds identity.json")
         })?;
-        let found = recovery::inspect(&*options.disk, &options.directory, &identity)?;
+        let (disk, directory) = (&*options.disk, &*options.directory);
+        let found = steady(|| recovery::inspect(disk, directory, &identity))?;
         Ok(Self { store: Arc::new(Store::new(options, identity, &found, None)?) })
     }
 
@@ -92,6 +93,18 @@ impl Iterator for Dump {
             }
         }
     }
+}
+
+/// Looks again where a look fails: the writer may have cut or removed what was just being read.
+/// Damage is there the third time too.
+pub(super) fn steady<T>(look: impl Fn() -> Result<T>) -> Result<T> {
+    for _ in 0..2 {
+        if let Ok(seen) = look() {
+            return Ok(seen);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    look()
 }
 
 /// Walks every segment up to the last commit: checksums, both chains, dense offsets, times, and

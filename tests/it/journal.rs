@@ -381,6 +381,27 @@ fn a_full_disk_is_waited_for_and_leaves_the_journal_as_it_was() {
 }
 
 #[test]
+fn a_disk_that_is_full_where_a_segment_begins_is_waited_for_too() {
+    block_on(async {
+        let disk = PowerCut::default();
+        let journal = Journal::open(options(&disk, 300)).unwrap();
+        journal.append(committed(1, 2, &table("orders"))).await.unwrap();
+        let before = disk.files();
+        disk.fill(Some(100));
+        for _ in 0..2 {
+            let error = journal.append(committed(2, 2, &table("orders"))).await.unwrap_err();
+            assert_eq!(error.class(), Class::Retry, "{error}");
+            assert_eq!(disk.files(), before);
+        }
+        disk.fill(None);
+        journal.append(committed(2, 2, &table("orders"))).await.unwrap();
+        drop(journal);
+        let journal = Journal::open(options(&disk, 300)).unwrap();
+        assert_eq!(journal.verify().unwrap().changes, 4);
+    });
+}
+
+#[test]
 fn the_reserve_of_the_disk_is_not_touched() {
     block_on(async {
         let disk = PowerCut::default();
