@@ -249,7 +249,7 @@ impl Store {
     pub(super) fn verify(&self) -> Result<Report> {
         let identity = self.view().identity.clone();
         let (disk, directory) = (&*self.options.disk, &*self.options.directory);
-        super::verify::steady(|| super::verify::verify(disk, directory, &identity))
+        super::verify::steady(disk, directory, || super::verify::verify(disk, directory, &identity))
     }
 
     /// Keeps the index of a segment that was just sealed.

@@ -1,7 +1,10 @@
 //! Reading everything, and believing nothing: the walk of `walrace journal verify`, and the journal
 //! as a program sees it that must not write.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use super::{
     Gap, Info, Limits, Options, Report,
@@ -39,7 +42,7 @@ impl Inspection {
                 .remedy("name the directory that holds identity.json")
         })?;
         let (disk, directory) = (&*options.disk, &*options.directory);
-        let found = steady(|| recovery::inspect(disk, directory, &identity))?;
+        let found = steady(disk, directory, || recovery::inspect(disk, directory, &identity))?;
         Ok(Self { store: Arc::new(Store::new(options, identity, &found, None)?) })
     }
 
@@ -95,16 +98,33 @@ impl Iterator for Dump {
     }
 }
 
-/// Looks again where a look fails: the writer may have cut or removed what was just being read.
-/// Damage is there the third time too.
-pub(super) fn steady<T>(look: impl Fn() -> Result<T>) -> Result<T> {
-    for _ in 0..2 {
-        if let Ok(seen) = look() {
-            return Ok(seen);
+/// Looks again where a look fails and the files changed meanwhile: the writer may have cut or
+/// removed what was just being read. Damage does not move.
+pub(super) fn steady<T>(
+    disk: &dyn Disk,
+    directory: &Path,
+    look: impl Fn() -> Result<T>,
+) -> Result<T> {
+    const LOOKS_MAX: usize = 5;
+    let mut before = lengths(disk, directory);
+    for _ in 1..LOOKS_MAX {
+        let seen = look();
+        let after = lengths(disk, directory);
+        if seen.is_ok() || before == after {
+            return seen;
         }
-        std::thread::sleep(std::time::Duration::from_millis(50));
+        before = after;
     }
     look()
+}
+
+fn lengths(disk: &dyn Disk, directory: &Path) -> Vec<(PathBuf, u64)> {
+    let files = disk.list(directory).unwrap_or_default();
+    let length = |path: PathBuf| {
+        let length = disk.open(&path, false).and_then(|file| file.len()).unwrap_or_default();
+        (path, length)
+    };
+    files.into_iter().map(length).collect()
 }
 
 /// Walks every segment up to the last commit: checksums, both chains, dense offsets, times, and
