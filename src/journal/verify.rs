@@ -1,7 +1,10 @@
 //! Reading everything, and believing nothing: the walk of `walrace journal verify`, and the journal
 //! as a program sees it that must not write.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use super::{
     Gap, Info, Limits, Options, Report,
@@ -38,7 +41,8 @@ impl Inspection {
             Error::config(format!("there is no journal in {directory}"))
                 .remedy("name the directory that holds identity.json")
         })?;
-        let found = recovery::inspect(&*options.disk, &options.directory, &identity)?;
+        let (disk, directory) = (&*options.disk, &*options.directory);
+        let found = steady(disk, directory, || recovery::inspect(disk, directory, &identity))?;
         Ok(Self { store: Arc::new(Store::new(options, identity, &found, None)?) })
     }
 
@@ -92,6 +96,35 @@ impl Iterator for Dump {
             }
         }
     }
+}
+
+/// Looks again where a look fails and the files changed meanwhile: the writer may have cut or
+/// removed what was just being read. Damage does not move.
+pub(super) fn steady<T>(
+    disk: &dyn Disk,
+    directory: &Path,
+    look: impl Fn() -> Result<T>,
+) -> Result<T> {
+    const LOOKS_MAX: usize = 5;
+    let mut before = lengths(disk, directory);
+    for _ in 1..LOOKS_MAX {
+        let seen = look();
+        let after = lengths(disk, directory);
+        if seen.is_ok() || before == after {
+            return seen;
+        }
+        before = after;
+    }
+    look()
+}
+
+fn lengths(disk: &dyn Disk, directory: &Path) -> Vec<(PathBuf, u64)> {
+    let files = disk.list(directory).unwrap_or_default();
+    let length = |path: PathBuf| {
+        let length = disk.open(&path, false).and_then(|file| file.len()).unwrap_or_default();
+        (path, length)
+    };
+    files.into_iter().map(length).collect()
 }
 
 /// Walks every segment up to the last commit: checksums, both chains, dense offsets, times, and
@@ -199,7 +232,7 @@ pub(super) fn gaps_of(disk: &dyn Disk, segment: &Segment) -> Result<Vec<Gap>> {
 pub fn read_segment(disk: &dyn Disk, path: &Path) -> Result<u64> {
     let file = open(disk, path)?;
     let length = file.len().class(Class::Damaged, || "cannot read a length")?;
-    let mut bytes = [0; segment::HEADER_BYTES as usize];
+    let mut bytes = [0; segment::BYTES];
     file.read_exact_at(&mut bytes, 0).class(Class::Damaged, || "no header")?;
     let header = segment::Header::parse(&bytes).map_err(|flaw| flaw.at(path, 0))?;
     let found = Found { path: path.to_owned(), header, bytes: length, length };
