@@ -16,7 +16,7 @@ use crate::{
     config,
     error::{Error, Result},
     format::{Encoder, Names},
-    journal::{Limits, Reader},
+    journal::{Journal, Limits, Reader, Token},
     runtime::Walrace,
     transform::Filter,
 };
@@ -35,6 +35,8 @@ pub(super) struct Show {
     operations: Option<String>,
     /// How a change is written.
     style: Style,
+    /// Whether a line `{"resume_token": ...}` follows each run of changes.
+    tokens: bool,
 }
 
 /// How the lines look.
@@ -52,24 +54,41 @@ enum Style {
 
 const LIMITS: Limits = Limits { changes_max: 500, bytes_max: 1 << 20 };
 
-/// `GET /sources/{source}/changes?from=&to=&tables=&operations=`: live changes, native format.
+/// `GET /sources/{source}/changes?from=&to=&tables=&operations=&tokens=`: live changes, native
+/// format.
 pub(super) async fn of_source(
     State(walrace): State<Arc<Walrace>>,
     Path(source): Path<String>,
     Query(show): Query<Show>,
 ) -> Result<impl IntoResponse, Failure> {
     let journal = walrace.journal(&source)?;
+    let filter = filter(&show)?;
+    let mut first = None;
     let from = match show.from.as_deref() {
-        None | Some("now") => journal.end(),
+        None | Some("now") => {
+            let token = journal.token_at_end();
+            first = Some(token).filter(|_| show.tokens);
+            token.offset
+        }
         Some("start") => journal.start(),
         Some(text) => match text.parse() {
             Ok(offset) => offset,
-            Err(_) => journal.resolve(&text.parse()?)?,
+            Err(_) => {
+                let token: Token = text.parse()?;
+                let expired = |error| or_gone(error, token.offset, journal.start());
+                journal.resume(&token).map_err(expired)?
+            }
         },
     };
-    let filter = filter(&show)?;
-    let lines = Lines { reader: journal.reader(from)?, filter, to: show.to, walrace };
+    let reader = journal.reader(from).map_err(|error| or_gone(error, from, journal.start()))?;
+    let tokens = show.tokens.then(|| Tokens { journal: journal.clone(), first });
+    let lines = Lines { reader, filter, to: show.to, walrace, tokens };
     Ok(lines.into_body(show.style))
+}
+
+/// An offset below the oldest is gone for good, which a client can tell from a mistake of its own.
+fn or_gone(error: Error, asked: u64, oldest: u64) -> Failure {
+    if asked < oldest { Failure::Gone(error, oldest) } else { Failure::Of(error) }
 }
 
 /// `GET /sinks/{sink}/missing`: the committed changes in the journal that the sink does not have.
@@ -84,7 +103,8 @@ pub(super) async fn missing(
     let journal = walrace.journal(&sink.source)?;
     let (reader, end) = (journal.reader(sink.cursor)?, journal.end());
     let filter = walrace.filter_of(&name)?;
-    Ok(Lines { reader, filter, to: Some(end), walrace }.into_body(show.style))
+    let lines = Lines { reader, filter, to: Some(end), walrace, tokens: None };
+    Ok(lines.into_body(show.style))
 }
 
 struct Lines {
@@ -92,6 +112,14 @@ struct Lines {
     filter: Filter,
     to: Option<u64>,
     walrace: Arc<Walrace>,
+    tokens: Option<Tokens>,
+}
+
+/// Where resume tokens come from, for those who asked for them.
+struct Tokens {
+    journal: Journal,
+    /// Told before the first change, to a reader that began with what comes next.
+    first: Option<Token>,
 }
 
 impl Lines {
@@ -115,6 +143,9 @@ impl Lines {
     /// The next lines; `None` at the end. An error ends the body without its proper close, which
     /// the client sees.
     async fn chunk(&mut self, encoder: &mut Encoder) -> Option<Result<Bytes>> {
+        if let Some(token) = self.tokens.as_mut().and_then(|tokens| tokens.first.take()) {
+            return Some(Ok(Bytes::from(token_line(&token))));
+        }
         if self.to.is_some_and(|to| self.reader.offset() >= to) {
             return None;
         }
@@ -126,6 +157,9 @@ impl Lines {
         Some(batch.and_then(|mut batch| {
             let to = self.to.unwrap_or(u64::MAX);
             batch.changes.retain(|change| change.offset < to);
+            // After what was filtered too: a reader of few tables resumes where it really was.
+            let tokens = self.tokens.as_ref().zip(batch.changes.last());
+            let token = tokens.map(|(tokens, last)| tokens.journal.token_after(last));
             let batch = self.filter.apply(batch);
             let mut text = Vec::new();
             for change in &batch.changes {
@@ -133,9 +167,16 @@ impl Lines {
                     text.push(b'\n');
                 }
             }
+            if let Some(token) = token {
+                text.extend_from_slice(token_line(&token).as_bytes());
+            }
             Ok(Bytes::from(text))
         }))
     }
+}
+
+fn token_line(token: &Token) -> String {
+    format!("{{\"resume_token\":\"{token}\"}}\n")
 }
 
 fn list(text: Option<&str>) -> Vec<String> {

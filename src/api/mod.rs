@@ -91,22 +91,33 @@ async fn status(State(walrace): State<Arc<Walrace>>) -> Json<Status> {
 }
 
 /// An error as a reply: `{"error": ..., "remedy": ...}`.
-struct Failure(Error);
+enum Failure {
+    /// By its class.
+    Of(Error),
+    /// What was asked for is no longer kept; the oldest offset that is.
+    Gone(Error, u64),
+}
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self(error)
+        Self::Of(error)
     }
 }
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        let code = match self.0.class() {
-            Class::Config | Class::Data => StatusCode::BAD_REQUEST,
-            Class::Retry => StatusCode::SERVICE_UNAVAILABLE,
-            Class::Damaged | Class::Bug => StatusCode::INTERNAL_SERVER_ERROR,
+        let (error, code, oldest) = match self {
+            Self::Gone(error, oldest) => (error, StatusCode::GONE, Some(oldest)),
+            Self::Of(error) => match error.class() {
+                Class::Config | Class::Data => (error, StatusCode::BAD_REQUEST, None),
+                Class::Retry => (error, StatusCode::SERVICE_UNAVAILABLE, None),
+                Class::Damaged | Class::Bug => (error, StatusCode::INTERNAL_SERVER_ERROR, None),
+            },
         };
-        let body = serde_json::json!({"error": self.0.summary(), "remedy": self.0.remedy_text()});
+        let mut body = serde_json::json!({"error": error.summary(), "remedy": error.remedy_text()});
+        if let Some((body, oldest)) = body.as_object_mut().zip(oldest) {
+            body.insert("oldest".to_owned(), oldest.into());
+        }
         (code, Json(body)).into_response()
     }
 }

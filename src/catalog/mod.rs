@@ -77,12 +77,43 @@ impl Catalog {
         Ok(catalog)
     }
 
+    /// Opens the catalog in `data_dir` without changing it; `None` where there is none. It may be in
+    /// use by a running Walrace.
+    pub async fn inspect(data_dir: &Path) -> Result<Option<Self>> {
+        let path = data_dir.join(FILE);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let options = SqliteConnectOptions::new().filename(&path).read_only(true);
+        let open = || format!("cannot read the catalog {}", path.display());
+        let pool = SqlitePoolOptions::new()
+            .max_connections(1)
+            .connect_with(options)
+            .await
+            .class(Class::Config, open)?;
+        let catalog = Self { pool };
+        match catalog.version().await.context(open)? {
+            version if version == MIGRATIONS.len() => Ok(Some(catalog)),
+            version => Err(Error::config(format!(
+                "{}: its schema is version {version}, and this walrace knows {}",
+                open(),
+                MIGRATIONS.len()
+            ))
+            .remedy("use the walrace that runs on it")),
+        }
+    }
+
+    async fn version(&self) -> Result<usize> {
+        let failed = |error| failed("read the version of", "the schema", error);
+        let row = sqlx::query("PRAGMA user_version").fetch_one(&self.pool).await.map_err(failed)?;
+        let version: i64 = row.try_get(0).map_err(failed)?;
+        Ok(usize::try_from(version).unwrap_or(usize::MAX))
+    }
+
     /// Applies each step that the file has not seen, in a transaction of its own.
     async fn migrate(&self) -> Result<()> {
         let failed = |error| failed("bring up to date", "the schema", error);
-        let row = sqlx::query("PRAGMA user_version").fetch_one(&self.pool).await.map_err(failed)?;
-        let version: i64 = row.try_get(0).map_err(failed)?;
-        let version = usize::try_from(version).unwrap_or(usize::MAX);
+        let version = self.version().await?;
         if version > MIGRATIONS.len() {
             return Err(Error::config(format!(
                 "its schema is version {version}, and this walrace knows {}",

@@ -19,13 +19,17 @@ pub struct Instance {
 impl Instance {
     /// Finds the process that serves `config.data_dir`.
     pub async fn find(config: &Config) -> Result<Self> {
-        let path = config.data_dir.join(ADDRESS_FILE);
-        let absent = || {
+        Self::running(config).await?.ok_or_else(|| {
             let data_dir = config.data_dir.display();
             Error::config(format!("no walrace is running on data_dir {data_dir}"))
                 .remedy("start it with `walrace run`")
-        };
-        let address = std::fs::read_to_string(&path).map_err(|_| absent())?;
+        })
+    }
+
+    /// As `find`; `None` where no process answers.
+    pub async fn running(config: &Config) -> Result<Option<Self>> {
+        let path = config.data_dir.join(ADDRESS_FILE);
+        let Ok(address) = std::fs::read_to_string(&path) else { return Ok(None) };
         let client = reqwest::Client::builder()
             .no_proxy()
             .connect_timeout(std::time::Duration::from_secs(5))
@@ -33,8 +37,8 @@ impl Instance {
             .class(Class::Bug, || "cannot build an HTTP client")?;
         let instance = Self { base: format!("http://{}", address.trim()), client };
         match instance.client.get(format!("{}/health", instance.base)).send().await {
-            Ok(reply) if reply.status().is_success() => Ok(instance),
-            _ => Err(absent()),
+            Ok(reply) if reply.status().is_success() => Ok(Some(instance)),
+            _ => Ok(None),
         }
     }
 

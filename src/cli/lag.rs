@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use comfy_table::{Cell, CellAlignment, Table, presets::UTF8_HORIZONTAL_ONLY};
 
-use super::{Global, instance::Instance};
+use super::{Global, instance::Instance, offline::Offline};
 use crate::{
     error::Result,
     runtime::{SinkStatus, SourceStatus, Status},
@@ -18,10 +18,14 @@ pub struct Args {
     json: bool,
 }
 
-/// Prints the state of the running Walrace.
+/// Prints the state of the running Walrace; of one that is not running, what its catalog, its
+/// journals and the databases tell.
 pub async fn run(args: Args, global: &Global) -> Result<ExitCode> {
     let config = &global.load()?;
-    let status = Instance::find(config).await?.status().await?;
+    let status = match Instance::running(config).await? {
+        Some(instance) => instance.status().await?,
+        None => Offline::open(config).await?.status().await?,
+    };
     if args.json {
         let text = serde_json::to_string_pretty(&status).unwrap_or_default();
         anstream::println!("{text}");
@@ -45,8 +49,12 @@ pub fn render(status: &Status) -> String {
     }
     let mut text = format!("{sources}\n\n{sinks}");
     for reason in status.unready() {
-        text.push_str("\n! ");
-        text.push_str(&reason);
+        text.push_str(&format!("\n! {reason}"));
+    }
+    for sink in status.sinks.iter().filter(|sink| !sink.state.is_stopped()) {
+        if let Some(reason) = sink.state.reason() {
+            text.push_str(&format!("\n! sink {} waits: {reason}", sink.name));
+        }
     }
     text
 }

@@ -2,8 +2,13 @@
 
 use std::process::ExitCode;
 
-use super::{Global, instance::Instance};
-use crate::error::Result;
+use super::{Global, instance::Instance, offline::Offline};
+use crate::{
+    config::{Config, Format},
+    error::Result,
+    format::{Encoder, Names},
+    runtime::Status,
+};
 
 /// Lists the committed changes in the journal that a sink does not have yet.
 #[derive(Debug, clap::Args)]
@@ -16,17 +21,52 @@ pub struct Args {
     json: bool,
 }
 
-/// Prints them to stdout, and to stderr how many there are. Exit code 0 when there is none, 3 when
-/// there are some.
+/// Prints them to stdout, and to stderr how many there are and what this cannot tell. Exit code 0
+/// when there is none, 3 when there are some.
 pub async fn run(args: Args, global: &Global) -> Result<ExitCode> {
     let config = &global.load()?;
-    let instance = Instance::find(config).await?;
+    let (count, note) = match Instance::running(config).await? {
+        Some(instance) => ask(&instance, &args).await?,
+        None => look(config, &args).await?,
+    };
+    anstream::eprintln!("sink {} is missing {count} committed changes", args.sink);
+    if !note.is_empty() {
+        anstream::eprintln!("note: {note}");
+    }
+    Ok(if count == 0 { ExitCode::SUCCESS } else { ExitCode::from(3) })
+}
+
+async fn ask(instance: &Instance, args: &Args) -> Result<(usize, String)> {
     let style = if args.json { "json" } else { "plain" };
     let path = format!("/sinks/{}/missing", args.sink);
     let mut out = Count { out: std::io::stdout(), lines: 0 };
     instance.stream(&path, &[("style", style.to_owned())], &mut out).await?;
-    anstream::eprintln!("sink {} is missing {} committed changes", args.sink, out.lines);
-    Ok(if out.lines == 0 { ExitCode::SUCCESS } else { ExitCode::from(3) })
+    Ok((out.lines, note(&instance.status().await?, &args.sink)))
+}
+
+async fn look(config: &Config, args: &Args) -> Result<(usize, String)> {
+    let encoder = match args.json {
+        true => Encoder::new(Format::Native, &Names::default()),
+        false => Encoder::pretty(false),
+    };
+    Offline::open(config).await?.missing(&args.sink, encoder).await
+}
+
+/// What the journal cannot list: changes that were never captured, and those that it dropped.
+fn note(status: &Status, sink: &str) -> String {
+    let Some(sink) = status.sinks.iter().find(|status| status.name == sink) else {
+        return String::new();
+    };
+    let source = status.sources.iter().find(|source| source.name == sink.source);
+    let waits = source.and_then(|source| Some((&source.name, source.state.reason()?)));
+    let mut notes = Vec::new();
+    if let Some((source, reason)) = waits {
+        notes.push(format!("source {source} is not captured now: {reason}"));
+    }
+    if sink.lost_changes > 0 {
+        notes.push(format!("{} changes are lost to this sink for good", sink.lost_changes));
+    }
+    notes.join("; ")
 }
 
 struct Count<W> {

@@ -25,6 +25,7 @@ pub mod lag;
 pub mod log;
 pub mod man;
 pub mod missing;
+mod offline;
 pub mod run;
 pub mod source;
 pub mod tail;

@@ -46,7 +46,7 @@ pub use self::{
 };
 pub use crate::change::{Gap, Origin};
 use crate::{
-    change::{Batch, Position, Timestamp},
+    change::{Batch, Change, Position, Timestamp},
     disk::Disk,
     error::{Class, Classify, Error, Result},
 };
@@ -297,6 +297,32 @@ impl Journal {
         }
         let offset = token.offset.max(self.start());
         self.reader(offset).map(|_| offset)
+    }
+
+    /// As `resolve`, but where the changes after the token are gone it is refused with the oldest
+    /// offset that is left: nothing is passed over unless the caller says so.
+    pub fn resume(&self, token: &Token) -> Result<u64> {
+        let offset = self.resolve(token)?;
+        if offset == token.offset {
+            return Ok(offset);
+        }
+        Err(Error::config(format!(
+            "the resume token has expired: it is for offset {}, and the oldest that is left is \
+             {offset}",
+            token.offset
+        ))
+        .remedy(format!("resume from {offset}, and backfill what lies before it")))
+    }
+
+    /// The token that resumes right after `change`, which must be of this journal.
+    pub fn token_after(&self, change: &Change) -> Token {
+        let timeline = self.progress().map_or(0, |at| at.timeline);
+        Token::new(self.lineage(), change.position(timeline), change.offset + 1)
+    }
+
+    /// The token that resumes with whatever comes next.
+    pub fn token_at_end(&self) -> Token {
+        Token::new(self.lineage(), self.progress().unwrap_or_default(), self.end())
     }
 
     /// The first offset that a replay from `time` has to look at: no change below it was committed

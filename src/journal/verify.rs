@@ -51,6 +51,11 @@ impl Inspection {
         self.store.info()
     }
 
+    /// Bytes on disk from the change at `offset` on, within a segment by its share of changes.
+    pub fn bytes_from(&self, offset: u64) -> u64 {
+        self.store.bytes_from(offset)
+    }
+
     /// Checks every byte up to the last commit.
     pub fn verify(&self) -> Result<Report> {
         self.store.verify()

@@ -80,7 +80,7 @@ impl Delivering {
             From::Now => self.journal.end(),
             From::Offset(offset) => *offset,
             From::Time(time) => self.journal.offset_at(*time)?,
-            From::Token(token) => self.journal.resolve(&token.parse()?)?,
+            From::Token(token) => self.journal.resume(&token.parse()?)?,
         };
         let lineage = self.journal.lineage();
         let progress = Progress { lineage, epoch: 1, cursor, retry_seq: 0 };

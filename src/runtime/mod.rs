@@ -27,7 +27,7 @@ use crate::{
     config::Config,
     disk::RealDisk,
     error::{Class, Classify, Error, Result, ResultExt},
-    journal::{self, Journal},
+    journal::{self, Journal, Token},
     sink,
     transform::Filter,
 };
@@ -69,7 +69,7 @@ impl Walrace {
         let mut sinks = BTreeMap::new();
         for name in config.sink.keys() {
             let sink = delivering(&config, name, &sources, (&catalog, &queues))?;
-            sink.register().await?;
+            sink.register().await.context(|| format!("while placing sink {name}"))?;
             sinks.insert(name.clone(), Arc::new(sink));
         }
         let stop = CancellationToken::new();
@@ -102,6 +102,17 @@ impl Walrace {
     /// The consumer's end of the `queue` sink `name`; there is one for each queue.
     pub fn subscribe(&self, name: &str) -> Result<sink::Subscription> {
         self.queues.subscribe(name)
+    }
+
+    /// The token that resumes right after `delivery`, for a consumer that keeps its own place.
+    pub fn token(&self, delivery: &sink::Delivery) -> Result<Token> {
+        let mut journals = self.sources.values().map(|source| &source.journal);
+        let journal = journals.find(|journal| journal.lineage() == delivery.lineage);
+        let last = delivery.changes.last();
+        let (journal, last) = journal.zip(last).ok_or_else(|| {
+            Error::config(format!("no source has the history {}", delivery.lineage))
+        })?;
+        Ok(journal.token_after(last))
     }
 
     /// The journal of a source.

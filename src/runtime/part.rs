@@ -33,8 +33,8 @@ pub enum State {
     Waiting {
         /// Why.
         reason: String,
-        /// Failures since it last ran.
-        failures: u32,
+        /// Failed attempts since it last ran.
+        failed_attempts: u32,
     },
     /// It does not try again by itself.
     Stopped {
@@ -128,8 +128,8 @@ impl Part {
             return Next::Stop;
         }
         let wait = backoff.next_wait();
-        let failures = backoff.failures();
-        if self.enter(State::Waiting { reason: error.to_string(), failures }) {
+        let failed_attempts = backoff.failures();
+        if self.enter(State::Waiting { reason: error.to_string(), failed_attempts }) {
             warn!("{} {} waits and tries again: {error}", self.kind, self.name);
         }
         tokio::select! {

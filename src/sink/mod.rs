@@ -128,6 +128,12 @@ pub trait Sink: Send {
     /// filtered changes were passed.
     async fn write(&mut self, batch: &Batch, progress: &Progress) -> Result<Written>;
 
+    /// The progress that the target keeps, read without changing anything, for when nobody runs. Of
+    /// every sink whose progress is transactional.
+    async fn peek(&mut self) -> Result<Option<Progress>> {
+        Ok(None)
+    }
+
     /// Flushes and lets go. Nothing is lost when it is never called.
     async fn close(&mut self) -> Result<()>;
 }

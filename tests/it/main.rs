@@ -10,9 +10,13 @@
     reason = "a test that meets the unexpected fails at once, and says where"
 )]
 
+mod audit;
 mod capture;
 mod chaos;
+mod config_cdc;
 mod demo;
+mod diagnosis;
+mod features;
 mod journal;
 mod journal_damage;
 mod journal_fixture;
@@ -24,3 +28,4 @@ mod source;
 mod source_history;
 mod source_login;
 mod source_tables;
+mod tokens;

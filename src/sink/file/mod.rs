@@ -122,6 +122,10 @@ impl Sink for File {
         Ok(Written::All)
     }
 
+    async fn peek(&mut self) -> Result<Option<Progress>> {
+        self.blocking(|store| store.peek()).await?
+    }
+
     async fn close(&mut self) -> Result<()> {
         self.blocking(Store::close).await
     }

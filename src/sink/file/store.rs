@@ -95,6 +95,16 @@ impl Store {
         Ok(progress)
     }
 
+    /// The progress beside the data, without repairing either.
+    pub(super) fn peek(&self) -> Result<Option<Progress>> {
+        let path = self.sidecar_path();
+        match self.disk.open(&path, false) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(unavailable("read", &path, error)),
+            Ok(file) => Ok(sidecar::read(&*file, &path)?.and_then(|state| state.progress)),
+        }
+    }
+
     /// Makes the lines and the progress durable together. After a failure it has to be opened anew,
     /// so that it goes on from what the disk holds, not from what memory believes.
     pub(super) fn write(&mut self, lines: &Lines, progress: Progress) -> Result<()> {

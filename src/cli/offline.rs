@@ -1,0 +1,219 @@
+//! What can be told of a Walrace that is not running: from its catalog, its journals, the targets
+//! that keep their own progress, and the databases. Nothing is changed.
+
+use std::{
+    io::{self, BufWriter, Write},
+    sync::Arc,
+};
+
+use super::lag::bytes_text;
+use crate::{
+    catalog::{self, Catalog},
+    change::{Batch, Timestamp},
+    config::{self, Config, From},
+    disk::RealDisk,
+    error::{Class, Classify, Error, Result},
+    format::{Encoder, Names},
+    journal::Inspection,
+    runtime::{SinkStatus, SourceStatus, State, Status, journal_options},
+    sink::{self, Totals},
+    source::postgres,
+    transform::Filter,
+};
+
+/// A data_dir at rest.
+pub(super) struct Offline<'a> {
+    config: &'a Config,
+    catalog: Catalog,
+}
+
+impl<'a> Offline<'a> {
+    /// Looks at `config.data_dir`, which must have been used before.
+    pub(super) async fn open(config: &'a Config) -> Result<Self> {
+        let catalog = Catalog::inspect(&config.data_dir).await?;
+        let catalog = catalog.ok_or_else(|| {
+            let data_dir = config.data_dir.display();
+            Error::config(format!("no walrace ever ran on data_dir {data_dir}"))
+                .remedy("start it with `walrace run`")
+        })?;
+        Ok(Self { config, catalog })
+    }
+
+    /// What `GET /status` would say, with every part stopped.
+    pub(super) async fn status(&self) -> Result<Status> {
+        let (mut sources, mut sinks) = (Vec::new(), Vec::new());
+        for (name, source) in &self.config.source {
+            sources.push(self.source(name, source).await?);
+        }
+        for name in self.config.sink.keys() {
+            sinks.push(self.sink(name).await?);
+        }
+        Ok(Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started_at: Timestamp::now(),
+            sources,
+            sinks,
+        })
+    }
+
+    async fn source(&self, name: &str, source: &config::Source) -> Result<SourceStatus> {
+        let config::Source::Postgres(postgres) = source;
+        let journal = self.inspect(name).await?.info();
+        let asked = postgres::status(name, postgres).await;
+        let (server, slot, state) = match asked {
+            Ok(status) => (Some(status.server_end), status.slot, not_running()),
+            Err(error) => {
+                {
+                (None, None, stopped(format!("its database cannot be asked either: {error}")))
+            }
+            }
+        };
+        Ok(SourceStatus {
+            name: name.to_owned(),
+            state,
+            since: Timestamp::now(),
+            server,
+            confirmed: slot.as_ref().and_then(|slot| slot.confirmed),
+            behind_bytes: slot.as_ref().map(|slot| slot.behind_bytes),
+            retained_wal_bytes: slot.as_ref().map(|slot| slot.retained_bytes),
+            stalled_seconds: 0,
+            captured_changes: 0,
+            journal,
+        })
+    }
+
+    async fn sink(&self, name: &str) -> Result<SinkStatus> {
+        let at = self.place(name).await?;
+        let (journal, cursor) = (self.inspect(&at.source).await?, at.cursor);
+        let (end, behind_bytes) = (journal.info().end, journal.bytes_from(cursor));
+        let oldest = blocking(move || journal.dump(cursor).next().transpose()).await?;
+        let age = |at: Timestamp| (Timestamp::now().0 - at.0).max(0).unsigned_abs() / 1000;
+        Ok(SinkStatus {
+            name: name.to_owned(),
+            source: at.source,
+            state: if at.known { not_running() } else { stopped("it never ran".into()) },
+            since: Timestamp::now(),
+            cursor,
+            recorded: cursor,
+            behind_changes: end.saturating_sub(cursor),
+            behind_bytes,
+            behind_ms: oldest.map_or(0, |change| age(change.transaction.commit_time)),
+            lost_changes: at.lost,
+            filtered_changes: 0,
+            totals: Totals::default(),
+        })
+    }
+
+    /// Writes the changes of the journal that a sink does not have to stdout; how many there are,
+    /// and a note of what this cannot tell.
+    pub(super) async fn missing(
+        &self,
+        name: &str,
+        mut encoder: Encoder,
+    ) -> Result<(usize, String)> {
+        let at = self.place(name).await?;
+        let mut filter = Filter::new(self.configured(name)?);
+        let (journal, cursor) = (self.inspect(&at.source).await?, at.cursor);
+        let count = blocking(move || {
+            let mut out = BufWriter::new(io::stdout().lock());
+            let mut count = 0;
+            for change in journal.dump(cursor) {
+                let batch = filter.apply(Batch { changes: vec![change?], position: None });
+                for change in &batch.changes {
+                    count += 1;
+                    let mut line = Vec::new();
+                    encoder.encode(change, &mut line)?;
+                    line.push(b'\n');
+                    match out.write_all(&line) {
+                        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                            return Ok(count);
+                        }
+                        written => written.class(Class::Config, || "cannot write to stdout")?,
+                    }
+                }
+            }
+            let _ = out.flush(); // a reader that has left, as `head` does, is no failure
+            Ok(count)
+        });
+        let count = count.await?;
+        Ok((count, self.note(&at).await))
+    }
+
+    /// What is committed at the database and not in the journal cannot be listed; it is measured.
+    async fn note(&self, at: &Place) -> String {
+        let mut text = "walrace is not running: this is what its journal holds".to_owned();
+        if let Some(config::Source::Postgres(postgres)) = self.config.source.get(&at.source) {
+            text.push_str(&match postgres::status(&at.source, postgres).await {
+                Ok(postgres::Status { slot: Some(slot), .. }) => {
+                    format!(
+                        "; {} of the server's log is not captured",
+                        bytes_text(slot.behind_bytes)
+                    )
+                }
+                Ok(_) => "; the slot is gone, so what was committed since is lost".to_owned(),
+                Err(error) => format!("; what was committed since cannot be asked: {error}"),
+            });
+        }
+        if at.lost > 0 {
+            text.push_str(&format!("; {} changes are lost to this sink for good", at.lost));
+        }
+        text
+    }
+
+    async fn place(&self, name: &str) -> Result<Place> {
+        let config = self.configured(name)?;
+        let source = self.config.source_of(config).to_owned();
+        let info = self.inspect(&source).await?.info();
+        let Some(registered) = self.catalog.sink(name).await? else {
+            let cursor = if config.from == From::Now { info.end } else { info.start };
+            return Ok(Place { source, cursor, lost: 0, known: false });
+        };
+        let context = sink::Context {
+            disk: RealDisk::shared(),
+            names: Names::default(),
+            lineage: info.lineage,
+            queues: sink::Queues::default(),
+            filtered: Arc::default(),
+        };
+        let mut target = sink::open(name, config, &context)?;
+        let keeps = target.capabilities().transactional_progress;
+        let progress = catalog::reconcile(name, &registered, target.peek().await?, keeps)?;
+        let lost = self.catalog.lost_ranges(name).await?;
+        let lost = lost.iter().map(|range| range.to - range.from).sum();
+        Ok(Place { source, cursor: progress.cursor, lost, known: true })
+    }
+
+    fn configured(&self, name: &str) -> Result<&config::Sink> {
+        let sink = self.config.sink.get(name);
+        sink.ok_or_else(|| Error::config(format!("there is no sink {name}")))
+    }
+
+    async fn inspect(&self, source: &str) -> Result<Inspection> {
+        let options = journal_options(self.config, source);
+        blocking(move || Inspection::open(options)).await
+    }
+}
+
+/// Where a sink is.
+struct Place {
+    source: String,
+    cursor: u64,
+    /// Changes that the journal dropped before the sink had read them.
+    lost: u64,
+    /// Whether the catalog knows it.
+    known: bool,
+}
+
+fn not_running() -> State {
+    stopped("walrace is not running".to_owned())
+}
+
+fn stopped(reason: String) -> State {
+    State::Stopped { reason, remedy: Some("start it with `walrace run`".to_owned()) }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.class(Class::Bug, || "reading a journal panicked")?
+}
