@@ -63,9 +63,7 @@ impl<'a> Offline<'a> {
         let (server, slot, state) = match asked {
             Ok(status) => (Some(status.server_end), status.slot, not_running()),
             Err(error) => {
-                {
                 (None, None, stopped(format!("its database cannot be asked either: {error}")))
-            }
             }
         };
         Ok(SourceStatus {
@@ -85,7 +83,8 @@ impl<'a> Offline<'a> {
     async fn sink(&self, name: &str) -> Result<SinkStatus> {
         let at = self.place(name).await?;
         let (journal, cursor) = (self.inspect(&at.source).await?, at.cursor);
-        let (end, behind_bytes) = (journal.info().end, journal.bytes_from(cursor));
+        let (end, behind_bytes) =
+            (journal.info().end, journal.lag(cursor)?.map_or(0, |lag| lag.bytes));
         let oldest = blocking(move || journal.dump(cursor).next().transpose()).await?;
         let age = |at: Timestamp| (Timestamp::now().0 - at.0).max(0).unsigned_abs() / 1000;
         Ok(SinkStatus {

@@ -7,12 +7,12 @@ use std::{
 };
 
 use super::{
-    Gap, Info, Limits, Options, Report,
+    Gap, Info, Lag, Limits, Options, Report,
     active::Point,
     block::{self, Block, Fault, Times},
     cut::Flaw,
     identity::Identity,
-    reader::Cursor,
+    reader::{self, Cursor},
     record::{self, Tables},
     recovery, scan,
     scan::Found,
@@ -51,9 +51,10 @@ impl Inspection {
         self.store.info()
     }
 
-    /// Bytes on disk from the change at `offset` on, within a segment by its share of changes.
-    pub fn bytes_from(&self, offset: u64) -> u64 {
-        self.store.bytes_from(offset)
+    /// How far a reader whose next change is the one at `offset` is behind; `None` where it is
+    /// caught up. Blocks.
+    pub fn lag(&self, offset: u64) -> Result<Option<Lag>> {
+        reader::lag(&self.store, offset)
     }
 
     /// Checks every byte up to the last commit.
