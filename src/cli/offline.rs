@@ -88,8 +88,8 @@ impl<'a> Offline<'a> {
     async fn sink(&self, name: &str) -> Result<SinkStatus> {
         let at = self.place(name).await?;
         let (journal, cursor) = (self.inspect(&at.source).await?, at.cursor);
-        let (end, behind_bytes) = (journal.info().end, journal.bytes_from(cursor));
-        let oldest = blocking(move || journal.dump(cursor).next().transpose()).await?;
+        let end = journal.info().end;
+        let lag = blocking(move || journal.lag(cursor)).await?;
         let age = |at: Timestamp| (Timestamp::now().0 - at.0).max(0).unsigned_abs() / 1000;
         Ok(SinkStatus {
             name: name.to_owned(),
@@ -99,8 +99,8 @@ impl<'a> Offline<'a> {
             cursor,
             recorded: cursor,
             behind_changes: end.saturating_sub(cursor),
-            behind_bytes,
-            behind_ms: oldest.map_or(0, |change| age(change.transaction.commit_time)),
+            behind_bytes: lag.map_or(0, |lag| lag.bytes),
+            behind_ms: lag.map_or(0, |lag| age(lag.appended)),
             lost_changes: at.lost,
             filtered_changes: 0,
             totals: Totals::default(),

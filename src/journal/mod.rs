@@ -1,7 +1,7 @@
 //! The journal: a durable, append-only store of every committed change of one source.
 //!
 //! ```text
-//!   append ──► writer (its own thread) ──► active segment ──► fdatasync ─┬─► ring ──► readers that
+//!   append ──► writer (own thread) ──► active segment ──► fdatasync ─┬─► ring ──► readers that
 //!                                               │ full                   │            are caught up
 //!                                               ▼                        └─► end
 //!   trim ◄── oldest  segment ─ segment ─ segment ──────────────────────────► readers that are behind
@@ -123,6 +123,17 @@ pub struct Report {
     pub head: String,
 }
 
+/// How far something is behind the end of a journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Lag {
+    /// Changes that it has not read.
+    pub changes: u64,
+    /// Bytes on disk that hold them, rounded up to whole blocks.
+    pub bytes: u64,
+    /// When the first of them was appended.
+    pub appended: Timestamp,
+}
+
 /// The part of a lineage that a new incarnation continues.
 #[derive(Clone, Copy, Debug)]
 pub struct Succession {
@@ -193,11 +204,11 @@ impl Journal {
         };
         let recovered = recovery::recover(disk, directory, &identity)?;
         let store = Arc::new(Store::new(options, identity, &recovered, Some(lock))?);
-        let writer = Writer::new(Arc::clone(&store), recovered)?;
-        let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
+        let writer = Writer::new(Arc::clone(&store), &recovered)?;
+        let (commands, mut receiver) = mpsc::channel(COMMANDS_MAX);
         let handle = thread::Builder::new()
             .name("journal".into())
-            .spawn(move || writer.run(receiver))
+            .spawn(move || writer.run(&mut receiver))
             .class(Class::Retry, || "cannot start the journal's thread")?;
         let thread = Thread { commands: Some(commands), handle: Some(handle) };
         Ok(Self { store, thread: Arc::new(thread) })
@@ -320,14 +331,15 @@ impl Journal {
         self.store.offset_at(time)
     }
 
-    /// Bytes on disk from the change at `offset` on, within a segment by its share of changes.
-    pub fn bytes_from(&self, offset: u64) -> u64 {
-        self.store.bytes_from(offset)
-    }
-
     /// The first offset of the second segment: what could be read after the oldest is removed.
     pub fn second_segment_start(&self) -> Option<u64> {
         self.store.view().segments.get(1).map(|segment| segment.base)
+    }
+
+    /// How far a reader whose next change is the one at `offset` is behind; `None` where it is
+    /// caught up. Blocks for a look at a few block headers.
+    pub fn lag(&self, offset: u64) -> Result<Option<Lag>> {
+        reader::lag(&self.store, offset)
     }
 
     /// Removes whole segments, the oldest first, and returns the bytes that were freed.

@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use super::{
-    Journal, Limits,
+    Journal, Lag, Limits,
     block::{self, Header},
     cut::Flaw,
     record::{self, Tables},
@@ -11,7 +11,7 @@ use super::{
     store::{Segment, Store},
 };
 use crate::{
-    change::{Batch, Change, Position},
+    change::{Batch, Change, Position, Timestamp},
     disk::DiskFile,
     error::{Class, Classify, Error, Result},
 };
@@ -112,6 +112,18 @@ impl Full {
     }
 }
 
+/// How far the change at `offset` is behind the end; `None` where there is no such change yet.
+pub(super) fn lag(store: &Store, offset: u64) -> Result<Option<Lag>> {
+    let end = store.end();
+    if offset >= end {
+        return Ok(None);
+    }
+    let open = Open::seek(store, offset)?;
+    let base = open.segment.base;
+    let (appended, at) = open.locate(store, offset)?;
+    Ok(Some(Lag { changes: end - offset, bytes: store.bytes_behind(base, at), appended }))
+}
+
 /// A place on the disk, and what is left of the block that was read there.
 #[derive(Debug, Default)]
 pub(super) struct Cursor {
@@ -192,7 +204,7 @@ impl Open {
         let segment = store.segment_of(offset).ok_or_else(|| store.gone(offset))?;
         let (place, tables) = store.seek(&segment, offset)?;
         let (at, next) = place.unwrap_or((segment::HEADER_BYTES, segment.base));
-        Self::open(store, segment, (at, next), tables)
+        Self::at(store, segment, (at, next), tables)
     }
 
     /// The segment that begins at `base`.
@@ -202,15 +214,10 @@ impl Open {
             let path = segment.path.display();
             return Err(Error::damaged(format!("{path} does not begin at offset {base}")));
         }
-        Self::open(store, segment, (segment::HEADER_BYTES, base), Tables::new())
+        Self::at(store, segment, (segment::HEADER_BYTES, base), Tables::new())
     }
 
-    fn open(
-        store: &Store,
-        segment: Segment,
-        (at, next): (u64, u64),
-        tables: Tables,
-    ) -> Result<Self> {
+    fn at(store: &Store, segment: Segment, (at, next): (u64, u64), tables: Tables) -> Result<Self> {
         match store.options.disk.open(&segment.path, false) {
             Ok(file) => Ok(Self { segment, file, at, next, tables }),
             Err(_) if store.start() > next => Err(store.gone(next)),
@@ -218,6 +225,20 @@ impl Open {
                 let what = format!("cannot open {}", segment.path.display());
                 Err(Error::damaged(what).caused_by(error).remedy("restore the file from a copy"))
             }
+        }
+    }
+
+    /// The append time of the block that holds `offset`, and where it lies.
+    fn locate(mut self, store: &Store, offset: u64) -> Result<(Timestamp, u64)> {
+        let end = store.bytes_of(self.segment.base).ok_or_else(|| store.gone(offset))?;
+        loop {
+            let (path, at) = (&self.segment.path, self.at);
+            let header = block::read_header(&*self.file, at, end).map_err(|f| f.at(path, at))?;
+            self.next = self.next.saturating_add(header.count.into());
+            if self.next > offset {
+                return Ok((header.times.append_max, at));
+            }
+            self.at += header.bytes();
         }
     }
 

@@ -352,3 +352,100 @@ fn op_of(code: u8) -> Result<Op, Flaw> {
     let find = |op: &Op| op_code(*op) == code;
     Op::ALL.into_iter().find(find).ok_or_else(|| format!("unknown operation {code}").into())
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::schema::Identity;
+
+    fn table(name: &str) -> Arc<Table> {
+        let (schema, name) = ("public".into(), name.into());
+        Arc::new(Table { oid: 1, schema, name, identity: Identity::Full, columns: Vec::new() })
+    }
+
+    fn change(index: u32, table: Option<Arc<Table>>) -> Change {
+        Change {
+            offset: 0,
+            op: Op::Insert,
+            index,
+            closes_transaction: false,
+            transaction: Transaction::default(),
+            table,
+            before: Before::Nothing,
+            after: Some(Row::from_values([])),
+            message: None,
+        }
+    }
+
+    #[test]
+    fn a_table_is_described_once_in_a_segment_and_found_by_content() {
+        let mut encoder = Encoder::default();
+        let (first, equal, other) = (table("a"), table("a"), table("b"));
+        for (index, table) in [&first, &equal, &other, &first].into_iter().enumerate() {
+            let index = u32::try_from(index).unwrap();
+            encoder.change(&change(index, Some(Arc::clone(table)))).unwrap();
+        }
+        assert_eq!(encoder.tables(), &vec![Arc::clone(&first), Arc::clone(&other)]);
+        let mut tables = Tables::new();
+        let raw = Bytes::copy_from_slice(encoder.raw());
+        let changes = decode(&raw, 0, &mut tables).unwrap().changes;
+        let names: Vec<_> = changes.iter().map(|c| &c.table.as_ref().unwrap().name[..]).collect();
+        assert_eq!(names, ["a", "a", "b", "a"]);
+        assert!(Arc::ptr_eq(&tables[0], changes[3].table.as_ref().unwrap()));
+
+        // In the next block of the segment nothing is described, until the second table is cut off.
+        encoder.begin_block();
+        encoder.change(&change(0, Some(Arc::clone(&other)))).unwrap();
+        assert!(!encoder.described());
+        encoder.cut_back(1);
+        encoder.begin_block();
+        encoder.change(&change(0, Some(other))).unwrap();
+        assert!(encoder.described());
+    }
+
+    #[test]
+    fn a_small_change_costs_its_row_and_six_bytes() {
+        let (mut encoder, table) = (Encoder::default(), table("a"));
+        encoder.change(&change(0, Some(Arc::clone(&table)))).unwrap();
+        let before = encoder.raw().len();
+        encoder.change(&change(1, Some(table))).unwrap();
+        assert_eq!(encoder.raw().len() - before, 6 + 2);
+    }
+
+    #[test]
+    fn what_a_newer_version_wrote_is_told_from_damage() {
+        let read = |bytes: &'static [u8]| decode(&Bytes::from_static(bytes), 0, &mut Tables::new());
+        assert!(matches!(read(&[LARGE_VALUE]), Err(Flaw::Newer(_))));
+        assert!(matches!(read(&[99]), Err(Flaw::Newer(_))));
+        assert!(matches!(read(&[CHANGE]), Err(Flaw::Bad(_))));
+        assert!(matches!(read(&[CHANGE, 0]), Err(Flaw::Bad(_))));
+    }
+
+    proptest! {
+        #[test]
+        fn foreign_bytes_never_panic(
+            begins in prop::collection::vec(0..8u8, 0..6),
+            bytes in prop::collection::vec(any::<u8>(), 0..200),
+        ) {
+            let bytes: Vec<u8> = begins.into_iter().chain(bytes).collect();
+            let _ = decode(&Bytes::from(bytes), 0, &mut vec![table("a")]);
+        }
+
+        #[test]
+        fn altered_records_never_panic(place: prop::sample::Index, byte: u8) {
+            let mut encoder = Encoder::default();
+            for index in 0..4 {
+                let mut change = change(index, Some(table("a")));
+                change.before = Before::Key(Row::from_values([crate::change::Value::Null]));
+                encoder.change(&change).unwrap();
+            }
+            encoder.progress(Position::default());
+            let mut bytes = encoder.raw().to_vec();
+            let place = place.index(bytes.len());
+            bytes[place] = byte;
+            let _ = decode(&Bytes::from(bytes), 0, &mut Tables::new());
+        }
+    }
+}

@@ -11,10 +11,7 @@
 //! After a failed fsync the kernel may hold pages that look written and are not. So what no later
 //! block proves to have been durable is copied to a new file and synced before anyone sees it.
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-};
+use std::{io, path::Path};
 
 use super::{
     Succession,
@@ -268,7 +265,7 @@ fn remove(disk: &dyn Disk, directory: &Path, path: &Path) -> Result<()> {
 
 /// Shortens a file. Synced, because an open transaction that came back behind newer blocks would
 /// claim that what lies between is durable, and look like damage.
-fn cut(disk: &dyn Disk, path: &PathBuf, bytes: u64) -> Result<()> {
+fn cut(disk: &dyn Disk, path: &Path, bytes: u64) -> Result<()> {
     let file = open(disk, path)?;
     file.set_len(bytes).and_then(|()| file.sync()).map_err(|error| write_error(path, error))
 }

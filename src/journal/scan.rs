@@ -78,7 +78,7 @@ fn read_header(disk: &dyn Disk, path: &Path) -> Result<Parsed> {
     let cannot = || format!("cannot read {}", path.display());
     let file = disk.open(path, false).class(Class::Config, cannot)?;
     let length = file.len().class(Class::Damaged, cannot)?;
-    let mut bytes = [0; segment::HEADER_BYTES as usize];
+    let mut bytes = [0; segment::BYTES];
     match file.read_exact_at(&mut bytes, 0) {
         Ok(()) => Ok((segment::Header::parse(&bytes), length)),
         Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {

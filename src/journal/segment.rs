@@ -13,7 +13,8 @@ use crate::change::{Lsn, Position, Timestamp};
 
 /// Bytes of a segment's header.
 pub(super) const HEADER_BYTES: u64 = 256;
-const BYTES: usize = 256;
+/// The same, for arrays.
+pub(super) const BYTES: usize = 256;
 /// Bytes at the header's end that are zero in format 1.
 const RESERVED: usize = 68;
 const MAGIC: [u8; 8] = *b"walrace\n";

@@ -161,6 +161,13 @@ impl Store {
         view.segments.get(at).map(|segment| segment.bytes)
     }
 
+    /// Bytes on the disk from the byte at `at` of the segment at `base` to the end.
+    pub(super) fn bytes_behind(&self, base: u64, at: u64) -> u64 {
+        let view = self.view();
+        let later = view.segments.iter().filter(|segment| segment.base >= base);
+        later.map(|segment| segment.bytes).sum::<u64>().saturating_sub(at)
+    }
+
     /// Whether there is a segment after the one at `base`.
     pub(super) fn follows(&self, base: u64) -> bool {
         self.view().segments.back().is_some_and(|last| last.base > base)
@@ -223,20 +230,6 @@ impl Store {
         .remedy(format!("rewind to {start}, and backfill what lies before it"))
     }
 
-    /// Bytes on disk from `offset` on; within its segment by its share of the changes.
-    pub(super) fn bytes_from(&self, offset: u64) -> u64 {
-        let end = self.end();
-        let view = self.view();
-        let next = view.segments.iter().skip(1).map(|segment| segment.base).chain([end]);
-        let segments = view.segments.iter().zip(next).filter(|(_, next)| *next > offset);
-        let bytes = segments.map(|(segment, next)| {
-            let (changes, left) = (next - segment.base.min(next), next - offset.max(segment.base));
-            let share = u128::from(segment.bytes) * u128::from(left) / u128::from(changes.max(1));
-            u64::try_from(share).unwrap_or(u64::MAX)
-        });
-        bytes.sum()
-    }
-
     pub(super) fn info(&self) -> Info {
         let end = self.end();
         let view = self.view();
@@ -255,7 +248,8 @@ impl Store {
 
     pub(super) fn verify(&self) -> Result<Report> {
         let identity = self.view().identity.clone();
-        super::verify::verify(&*self.options.disk, &self.options.directory, &identity)
+        let (disk, directory) = (&*self.options.disk, &*self.options.directory);
+        super::verify::steady(disk, directory, || super::verify::verify(disk, directory, &identity))
     }
 
     /// Keeps the index of a segment that was just sealed.

@@ -1,15 +1,18 @@
 //! Reading everything, and believing nothing: the walk of `walrace journal verify`, and the journal
 //! as a program sees it that must not write.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use super::{
-    Gap, Info, Limits, Options, Report,
+    Gap, Info, Lag, Limits, Options, Report,
     active::Point,
     block::{self, Block, Fault, Times},
     cut::Flaw,
     identity::Identity,
-    reader::Cursor,
+    reader::{self, Cursor},
     record::{self, Tables},
     recovery, scan,
     scan::Found,
@@ -38,7 +41,8 @@ impl Inspection {
             Error::config(format!("there is no journal in {directory}"))
                 .remedy("name the directory that holds identity.json")
         })?;
-        let found = recovery::inspect(&*options.disk, &options.directory, &identity)?;
+        let (disk, directory) = (&*options.disk, &*options.directory);
+        let found = steady(disk, directory, || recovery::inspect(disk, directory, &identity))?;
         Ok(Self { store: Arc::new(Store::new(options, identity, &found, None)?) })
     }
 
@@ -47,9 +51,10 @@ impl Inspection {
         self.store.info()
     }
 
-    /// Bytes on disk from the change at `offset` on, within a segment by its share of changes.
-    pub fn bytes_from(&self, offset: u64) -> u64 {
-        self.store.bytes_from(offset)
+    /// How far a reader whose next change is the one at `offset` is behind; `None` where it is
+    /// caught up. Blocks.
+    pub fn lag(&self, offset: u64) -> Result<Option<Lag>> {
+        reader::lag(&self.store, offset)
     }
 
     /// Checks every byte up to the last commit.
@@ -97,6 +102,35 @@ impl Iterator for Dump {
             }
         }
     }
+}
+
+/// Looks again where a look fails and the files changed meanwhile: the writer may have cut or
+/// removed what was just being read. Damage does not move.
+pub(super) fn steady<T>(
+    disk: &dyn Disk,
+    directory: &Path,
+    look: impl Fn() -> Result<T>,
+) -> Result<T> {
+    const LOOKS_MAX: usize = 5;
+    let mut before = lengths(disk, directory);
+    for _ in 1..LOOKS_MAX {
+        let seen = look();
+        let after = lengths(disk, directory);
+        if seen.is_ok() || before == after {
+            return seen;
+        }
+        before = after;
+    }
+    look()
+}
+
+fn lengths(disk: &dyn Disk, directory: &Path) -> Vec<(PathBuf, u64)> {
+    let files = disk.list(directory).unwrap_or_default();
+    let length = |path: PathBuf| {
+        let length = disk.open(&path, false).and_then(|file| file.len()).unwrap_or_default();
+        (path, length)
+    };
+    files.into_iter().map(length).collect()
 }
 
 /// Walks every segment up to the last commit: checksums, both chains, dense offsets, times, and
@@ -204,7 +238,7 @@ pub(super) fn gaps_of(disk: &dyn Disk, segment: &Segment) -> Result<Vec<Gap>> {
 pub fn read_segment(disk: &dyn Disk, path: &Path) -> Result<u64> {
     let file = open(disk, path)?;
     let length = file.len().class(Class::Damaged, || "cannot read a length")?;
-    let mut bytes = [0; segment::HEADER_BYTES as usize];
+    let mut bytes = [0; segment::BYTES];
     file.read_exact_at(&mut bytes, 0).class(Class::Damaged, || "no header")?;
     let header = segment::Header::parse(&bytes).map_err(|flaw| flaw.at(path, 0))?;
     let found = Found { path: path.to_owned(), header, bytes: length, length };

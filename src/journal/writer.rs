@@ -59,8 +59,8 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn new(store: Arc<Store>, recovered: Recovered) -> Result<Self> {
-        let active = reopen(&*store.options.disk, &recovered)?;
+    pub(super) fn new(store: Arc<Store>, recovered: &Recovered) -> Result<Self> {
+        let active = reopen(&*store.options.disk, recovered)?;
         Ok(Self {
             commit_base: active.header.base,
             active,
@@ -74,7 +74,7 @@ impl Writer {
     }
 
     /// Runs until every sender is gone. An answer that nobody waits for is not an error.
-    pub(super) fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+    pub(super) fn run(mut self, commands: &mut mpsc::Receiver<Command>) {
         while let Some(command) = commands.blocking_recv() {
             match command {
                 Command::Append(batch, reply) => drop(reply.send(self.append(batch))),
@@ -260,7 +260,11 @@ impl Writer {
         };
         let Some(segment) = chosen else { return Ok(0) };
         let options = &self.store.options;
-        let gone = options.disk.remove(&segment.path);
+        // One that is gone already was removed by a call whose sync of the directory failed.
+        let gone = match options.disk.remove(&segment.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            gone => gone,
+        };
         failpoint::reach("journal::trim_removed");
         if let Err(error) = gone.and_then(|()| options.disk.sync_dir(&options.directory)) {
             return Err(write_error(&segment.path, error));
@@ -296,6 +300,7 @@ impl Writer {
                 self.show(None);
                 Ok(())
             }
+            Err(error) if is_full(&error) => Err(write_error(&self.active.path, error)),
             Err(error) => {
                 let what = format!("cannot replace {}", self.active.path.display());
                 Err(self.fail(&what, &error))
@@ -319,10 +324,9 @@ impl Writer {
         let path = segment::path(directory, point.next);
         let mut created = Active::create(&**disk, &path, header);
         failpoint::reach("journal::segment_created");
-        if let Err(error) = &created
-            && matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-            && disk.remove(&path).is_ok()
-        {
+        if created.as_ref().is_err_and(is_full) {
+            // Where this fails too, the next attempt finds the file and says so.
+            let _ = disk.remove(&path);
             return created.map(drop).map_err(|error| write_error(&path, error));
         }
         if let Ok(active) = &created
@@ -388,6 +392,10 @@ impl Writer {
         let position = self.store.view().progress;
         let _ = self.active.prove(BlockEnd { commit: true, position }, Timestamp::now());
     }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 fn reopen(disk: &dyn Disk, recovered: &Recovered) -> Result<Active> {

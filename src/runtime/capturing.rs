@@ -13,11 +13,10 @@ use tracing::debug;
 
 use super::{
     part::{Backoff, Next, Part},
-    pulse::Pulse,
     status::SourceStatus,
 };
 use crate::{
-    change::{Batch, Lsn, Timestamp},
+    change::{Batch, Lsn},
     config,
     error::{Error, Result},
     format::Names,
@@ -32,8 +31,8 @@ const RECONNECT_MAX: Duration = Duration::from_secs(15);
 /// How often the server is asked what WAL it keeps for the slot.
 const ASK_EVERY: Duration = Duration::from_secs(10);
 
-/// How often the journal's growth is noted.
-const PULSE: Duration = Duration::from_secs(1);
+/// How often we look whether there is a server to ask.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// One source with its journal.
 #[derive(Debug)]
@@ -42,7 +41,6 @@ pub(super) struct Capturing {
     config: config::Source,
     pub(super) journal: Journal,
     part: Part,
-    pub(super) pulse: Arc<Pulse>,
     first_offset: u64,
     stats: Mutex<Option<Arc<Stats>>>,
     retained_wal_bytes: AtomicU64,
@@ -73,7 +71,6 @@ impl Capturing {
             name: name.to_owned(),
             config,
             part: Part::new("source", name),
-            pulse: Arc::default(),
             first_offset: journal.end(),
             journal,
             stats: Mutex::default(),
@@ -150,20 +147,16 @@ impl Capturing {
         pipeline::capture(source.as_mut(), &self.journal, stop).await
     }
 
-    /// Notes when the journal grows, and asks the server now and then how much WAL it keeps for the
-    /// slot.
+    /// Asks the server now and then how much WAL it keeps for the slot.
     pub(super) async fn watch(self: Arc<Self>, stop: CancellationToken) {
-        let mut asked = None::<Instant>;
         loop {
-            self.pulse.note(Timestamp::now(), self.journal.end());
-            let due = asked.is_none_or(|at| at.elapsed() >= ASK_EVERY);
-            if due && self.part.state().0.is_running() {
-                asked = Some(Instant::now());
+            let running = self.part.state().0.is_running();
+            if running {
                 self.ask().await;
             }
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(PULSE) => {}
+                () = tokio::time::sleep(if running { ASK_EVERY } else { LOOK_EVERY }) => {}
             }
         }
     }

@@ -14,7 +14,6 @@ use tokio_util::sync::CancellationToken;
 use super::{
     capturing::Capturing,
     part::{Backoff, Next, Part},
-    pulse::Pulse,
     status::SinkStatus,
 };
 use crate::{
@@ -22,7 +21,7 @@ use crate::{
     change::Timestamp,
     config::{self, From},
     error::{Error, Result},
-    journal::{Journal, Limits},
+    journal::{Journal, Lag, Limits},
     pipeline::{self, Cut, Delivery},
     sink::{self, Progress, Sink, SinkStats},
     transform::Filter,
@@ -36,7 +35,6 @@ pub(super) struct Delivering {
     config: config::Sink,
     context: sink::Context,
     pub(super) journal: Journal,
-    pulse: Arc<Pulse>,
     catalog: Catalog,
     part: Part,
     stats: Arc<SinkStats>,
@@ -58,7 +56,6 @@ impl Delivering {
             config,
             context,
             journal: capturing.journal.clone(),
-            pulse: Arc::clone(&capturing.pulse),
             catalog,
             part: Part::new("sink", name),
             stats: Arc::default(),
@@ -162,7 +159,7 @@ impl Delivering {
             progress,
             cut: Cut {
                 limits: Limits {
-                    changes_max: self.config.batch_changes_max,
+                    changes_max: self.batch_changes_max(),
                     bytes_max: self.config.batch_bytes_max,
                 },
                 linger: Duration::from_millis(self.config.batch_ms_max),
@@ -171,6 +168,14 @@ impl Delivering {
             recorded_at: Instant::now(),
             written: progress.cursor,
         })
+    }
+
+    /// A file has no batches for its readers, and larger ones cost fewer syncs.
+    fn batch_changes_max(&self) -> usize {
+        match self.config.kind {
+            config::SinkKind::File(_) => usize::MAX,
+            _ => self.config.batch_changes_max,
+        }
     }
 
     /// Gives up what the journal must drop for want of disk: the range stays on record, and the
@@ -208,7 +213,9 @@ impl Delivering {
     pub(super) fn status(&self) -> SinkStatus {
         let (state, since) = self.part.state();
         let (cursor, end) = (self.stats.cursor(), self.journal.end());
-        let age = self.pulse.age_ms(Timestamp::now(), cursor);
+        // A segment that is trimmed meanwhile makes this round blind, no more.
+        let lag = self.journal.lag(cursor).ok().flatten();
+        let age = |lag: Lag| Timestamp::now().0.saturating_sub(lag.appended.0);
         SinkStatus {
             name: self.name.clone(),
             source: self.source.clone(),
@@ -217,8 +224,8 @@ impl Delivering {
             cursor,
             recorded: self.stats.recorded(),
             behind_changes: end.saturating_sub(cursor),
-            behind_bytes: self.journal.bytes_from(cursor),
-            behind_ms: if cursor < end { age } else { 0 },
+            behind_bytes: lag.map_or(0, |lag| lag.bytes),
+            behind_ms: lag.map_or(0, |lag| u64::try_from(age(lag) / 1000).unwrap_or(0)),
             lost_changes: self.lost_changes.load(Relaxed),
             filtered_changes: self.context.filtered.load(Relaxed) + self.stats.filtered(),
             totals: self.stats.totals(),

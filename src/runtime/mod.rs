@@ -7,7 +7,6 @@
 mod capturing;
 mod delivering;
 mod part;
-mod pulse;
 mod retention;
 mod status;
 

@@ -129,7 +129,8 @@ async fn a_rewritten_tail_is_noticed_by_the_head_that_was_kept_elsewhere() {
 
 /// Enough rows of random text for several segments.
 async fn fill(cluster: &Cluster, file: &FileRecorder, from: usize) {
-    let note = "(select string_agg(md5(random()::text || n * i), '') from generate_series(1, 30) n)";
+    let note =
+        "(select string_agg(md5(random()::text || n * i), '') from generate_series(1, 30) n)";
     for block in 0..5 {
         let ids = format!("generate_series({0}, {0} + 99) i", from + block * 100);
         cluster.sql(&format!("insert into account select i, 'o', i, {note} from {ids}")).await;

@@ -1,5 +1,13 @@
 //! The journal through its public surface: what goes in comes out, in order, once, and lasts.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "a test may panic"
+)]
+
 use std::{path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
@@ -373,6 +381,27 @@ fn a_full_disk_is_waited_for_and_leaves_the_journal_as_it_was() {
 }
 
 #[test]
+fn a_disk_that_is_full_where_a_segment_begins_is_waited_for_too() {
+    block_on(async {
+        let disk = PowerCut::default();
+        let journal = Journal::open(options(&disk, 300)).unwrap();
+        journal.append(committed(1, 2, &table("orders"))).await.unwrap();
+        let before = disk.files();
+        disk.fill(Some(100));
+        for _ in 0..2 {
+            let error = journal.append(committed(2, 2, &table("orders"))).await.unwrap_err();
+            assert_eq!(error.class(), Class::Retry, "{error}");
+            assert_eq!(disk.files(), before);
+        }
+        disk.fill(None);
+        journal.append(committed(2, 2, &table("orders"))).await.unwrap();
+        drop(journal);
+        let journal = Journal::open(options(&disk, 300)).unwrap();
+        assert_eq!(journal.verify().unwrap().changes, 4);
+    });
+}
+
+#[test]
 fn the_reserve_of_the_disk_is_not_touched() {
     block_on(async {
         let disk = PowerCut::default();
@@ -489,6 +518,29 @@ fn a_time_finds_the_blocks_that_overlap_it_though_commit_times_jump() {
 }
 
 #[test]
+fn the_lag_of_a_reader_is_told_in_changes_bytes_and_time() {
+    block_on(async {
+        let disk = PowerCut::default();
+        let journal = Journal::open(options(&disk, 600)).unwrap();
+        let before = Timestamp::now();
+        for number in 1..20 {
+            journal.append(committed(number, 2, &table("orders"))).await.unwrap();
+        }
+        let mut bytes = u64::MAX;
+        let mut appended = before;
+        for offset in 0..38 {
+            let lag = journal.lag(offset).unwrap().unwrap();
+            assert_eq!(lag.changes, 38 - offset);
+            assert!(lag.bytes < bytes || offset % 2 == 1 && lag.bytes == bytes, "{offset}");
+            assert!(lag.appended >= appended);
+            (bytes, appended) = (lag.bytes, lag.appended);
+        }
+        assert!(appended <= Timestamp::now());
+        assert_eq!(journal.lag(38).unwrap(), None);
+    });
+}
+
+#[test]
 fn a_token_resumes_and_one_that_is_foreign_or_expired_is_answered() {
     block_on(async {
         let disk = PowerCut::default();
@@ -568,7 +620,7 @@ fn a_change_larger_than_a_block_and_any_bytes_come_back_whole() {
         let mut reader = journal.reader(0).unwrap();
         for (offset, expected) in batch.changes.iter_mut().enumerate() {
             expected.offset = offset as u64;
-            assert_eq!(reader.next(limits).await.unwrap().changes, [expected.clone()]);
+            assert_eq!(reader.next(limits).await.unwrap().changes, std::slice::from_ref(expected));
         }
     });
 }

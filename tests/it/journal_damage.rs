@@ -2,6 +2,14 @@
 //! written, or a prefix that ends at a commit where the tail was never proven to be durable, or it
 //! says `Damaged`. It never panics and never gives back anything else.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "a test may panic"
+)]
+
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;

@@ -1,6 +1,14 @@
 //! Journals of every released format stay readable: a directory that an older version wrote, and
 //! what it holds as JSON.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "a test may panic"
+)]
+
 use std::{
     collections::BTreeMap,
     fs,

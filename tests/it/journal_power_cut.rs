@@ -3,13 +3,21 @@
 //! The model is a list of commits. After any cut the journal opens, and holds every commit that was
 //! acknowledged, perhaps those that were on their way, and nothing else.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "a test may panic"
+)]
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
 };
 
 use walrace::{
-    change::{Batch, Change, Timestamp},
+    change::{Batch, Timestamp},
     error::Class,
     journal::{Gap, Journal, Origin, Retention},
 };

@@ -198,6 +198,7 @@ impl Desk {
         ))?;
         let names: Vec<String> = (0..GUESTS_FIRST).map(|_| guest(&mut self.rng)).collect();
         let guests = transaction.run(&insert_guests(&names))?;
+        self.counts.filling.store(transaction.changes, Relaxed);
         transaction.commit(&self.counts)?;
         self.guests = guests.into_iter().filter_map(first).collect();
         self.free = cabins.into_iter().filter_map(pair).collect();

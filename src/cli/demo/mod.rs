@@ -114,7 +114,10 @@ async fn in_cluster(
         () = interrupt.insisted() => Ok(None),
     };
     walrace.stop().await;
-    let Some(played) = played? else { return Ok(ExitCode::from(INTERRUPTED)) };
+    let Some(played) = played? else {
+        screen.say("  ended before there was anything to prove");
+        return Ok(ExitCode::from(INTERRUPTED));
+    };
     screen.doing("replaying changes.jsonl and comparing it with the tables ...");
     let verdict = prove(cluster, played).await?;
     screen.end_status();

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anstyle::{AnsiColor, Style};
+use anstyle::{AnsiColor, Reset, Style};
 
 /// Changes shown a second: what a person can read.
 const SHOWN_A_SECOND: f64 = 10.0;
@@ -14,7 +14,7 @@ const SHOWN_A_SECOND: f64 = 10.0;
 /// Lines shown of one transaction at most.
 const SHOWN_OF_TRANSACTION: u32 = 6;
 
-/// Characters of a line where it goes to a file or a pipe; a terminal cuts it at its edge.
+/// Characters of a change where it goes to a file or a pipe; at a terminal its width decides.
 const PLAIN_CHARS_MAX: usize = 240;
 
 const DIM: Style = Style::new().dimmed();
@@ -44,6 +44,7 @@ pub(super) enum Tone {
 pub(super) struct Screen {
     terminal: bool,
     colour: bool,
+    columns: usize,
     closed: bool,
     status: String,
     sampler: Sampler,
@@ -57,6 +58,7 @@ impl Screen {
         let mut screen = Self {
             terminal,
             colour: terminal && !no_colour,
+            columns: columns(),
             closed: false,
             status: String::new(),
             sampler: Sampler::new(Instant::now()),
@@ -118,16 +120,17 @@ impl Screen {
     /// Prints a change: one line, however long it is.
     pub(super) fn change(&mut self, line: &str) {
         if self.terminal {
-            self.say(&format!("{NO_WRAP}{line}{WRAP}"));
+            self.say(&format!("{NO_WRAP}{}{WRAP}", clip(line, self.columns)));
         } else {
-            self.say(&shorten(line, PLAIN_CHARS_MAX));
+            self.say(&clip(line, PLAIN_CHARS_MAX));
         }
     }
 
     /// Replaces the line of figures.
     pub(super) fn status(&mut self, line: &str) {
         if self.terminal {
-            self.status = format!("{NO_WRAP}{line}{WRAP}");
+            self.columns = columns(); // it may be a window that somebody resizes
+            self.status = format!("{NO_WRAP}{}{WRAP}", clip(line, self.columns));
             self.write(&format!("{ERASE_LINE}{}", self.status.clone()));
         } else {
             self.write(&format!("{line}\n"));
@@ -208,11 +211,34 @@ impl Sampler {
     }
 }
 
-fn shorten(line: &str, chars_max: usize) -> String {
-    match line.char_indices().nth(chars_max) {
-        None => line.to_owned(),
-        Some((at, _)) => format!("{}…", line.get(..at).unwrap_or_default()),
+/// The width of the terminal; that of old ones where it does not say.
+fn columns() -> usize {
+    let size = rustix::termios::tcgetwinsize(io::stdout());
+    size.ok().map(|size| size.ws_col.into()).filter(|columns| *columns > 0).unwrap_or(80)
+}
+
+/// The head of the line that so many characters show; styles take no room.
+fn clip(line: &str, chars_max: usize) -> String {
+    let mut shown = 0;
+    let mut in_style = false;
+    let mut cut = 0;
+    for (at, c) in line.char_indices() {
+        match c {
+            '\x1b' => in_style = true,
+            _ if in_style => in_style = !c.is_ascii_alphabetic(),
+            _ => {
+                shown += 1;
+                if shown == chars_max {
+                    cut = at;
+                }
+            }
+        }
     }
+    if shown <= chars_max {
+        return line.to_owned();
+    }
+    let reset = if line.contains('\x1b') { Reset.to_string() } else { String::new() };
+    format!("{}…{reset}", line.get(..cut).unwrap_or_default())
 }
 
 /// `1234567` as `1,234,567`.
@@ -276,7 +302,13 @@ mod tests {
 
     #[test]
     fn a_long_line_is_cut_between_characters() {
-        assert_eq!(shorten("Zoë Núñez", 3), "Zoë…");
-        assert_eq!(shorten("Zoë", 3), "Zoë");
+        assert_eq!(clip("Zoë Núñez", 4), "Zoë…");
+        assert_eq!(clip("Zoë", 3), "Zoë");
+    }
+
+    #[test]
+    fn styles_take_no_room_and_end_where_the_line_is_cut() {
+        assert_eq!(clip("\x1b[1mbold\x1b[0m", 4), "\x1b[1mbold\x1b[0m");
+        assert_eq!(clip("\x1b[1;31mbold\x1b[0m and on", 3), "\x1b[1;31mbo…\x1b[0m");
     }
 }

@@ -37,7 +37,8 @@ pub(super) struct Played {
     pub(super) counts: Arc<Counts>,
     /// What nobody may have seen.
     pub(super) undone: Undone,
-    /// From commit to the queue.
+    /// From commit to the queue, without the transaction that filled the tables: its hundreds of
+    /// rows would outweigh a short load.
     pub(super) latencies: Latencies,
     /// How long the load worked.
     pub(super) load: Duration,
@@ -65,6 +66,8 @@ pub(super) struct Show<'a> {
     rate: u32,
     encoder: Encoder,
     counts: Arc<Counts>,
+    arrived: u64,
+    filling_xid: Option<u32>,
     latencies: Latencies,
     recent: Latencies,
     committed: Rate,
@@ -86,6 +89,8 @@ impl<'a> Show<'a> {
             rate,
             encoder,
             counts: Arc::default(),
+            arrived: 0,
+            filling_xid: None,
             latencies: Latencies::default(),
             recent: Latencies::default(),
             committed: Rate::default(),
@@ -168,7 +173,7 @@ impl<'a> Show<'a> {
         let mut polls = interval(POLL);
         let (mut arrived, mut deadline) = ((0, 0), Instant::now() + STALL_LIMIT);
         loop {
-            let now = (self.latencies.count(), self.in_file());
+            let now = (self.arrived, self.in_file());
             if now.0.min(now.1) >= committed {
                 queue.done();
                 return Ok(());
@@ -191,10 +196,14 @@ impl<'a> Show<'a> {
         };
         let now = Timestamp::now().0;
         for change in &delivery.changes {
-            let latency = now - change.transaction.commit_time.0;
-            self.latencies.add(latency);
-            self.recent.add(latency);
-            if show && self.screen.wants(change.transaction.xid) {
+            let transaction = change.transaction;
+            self.arrived += 1;
+            if *self.filling_xid.get_or_insert(transaction.xid) != transaction.xid {
+                let latency = now - transaction.commit_time.0;
+                self.latencies.add(latency);
+                self.recent.add(latency);
+            }
+            if show && self.screen.wants(transaction.xid) {
                 let mut line = Vec::new();
                 self.encoder.encode(change, &mut line)?;
                 self.screen.change(&String::from_utf8_lossy(&line));

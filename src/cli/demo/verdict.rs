@@ -144,10 +144,12 @@ impl Verdict {
             duration_text(latencies.per_mille(990)),
             duration_text(latencies.max())
         );
+        let of_load = |changes: u64| changes.saturating_sub(counts.filling.load(Relaxed));
         let rate = format!(
-            "{} changes/s committed, {} changes/s delivered",
-            grouped(per_second(counts.committed(), *load)),
-            grouped(per_second(self.replay.delivered, *delivery))
+            "{} transactions/s; {} changes/s committed, {}/s delivered",
+            grouped(per_second(counts.transactions.load(Relaxed), *load)),
+            grouped(per_second(of_load(counts.committed()), *load)),
+            grouped(per_second(of_load(self.replay.once()), *delivery))
         );
         let wal = format!(
             "{} not confirmed, {} kept by the slot",

@@ -4,6 +4,14 @@
 //! the rest, in any order. A failed sync drops what was written, as Linux does: it can still be read
 //! and is not on the disk.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "a test may panic"
+)]
+
 use std::{
     backtrace::Backtrace,
     collections::BTreeMap,
