@@ -3,21 +3,21 @@
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
 
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
+use tracing::{debug, error};
 
 use super::{
-    part::{Backoff, Next, Part},
+    part::{Backoff, Next, Part, State},
     status::SourceStatus,
 };
 use crate::{
     change::{Batch, Lsn},
-    config,
+    config::{self, WalRetainedPolicy},
     error::{Error, Result},
     format::Names,
     journal::Journal,
@@ -46,6 +46,7 @@ pub(super) struct Capturing {
     retained_wal_bytes: AtomicU64,
     movement: Mutex<Movement>,
     pause: Mutex<Pause>,
+    over_limit: AtomicBool,
 }
 
 /// Why capture must wait although the source would send, and the token that ends a running loop.
@@ -81,6 +82,7 @@ impl Capturing {
                 at: Instant::now(),
             }),
             pause: Mutex::default(),
+            over_limit: AtomicBool::new(false),
         }
     }
 
@@ -150,13 +152,13 @@ impl Capturing {
     /// Asks the server now and then how much WAL it keeps for the slot.
     pub(super) async fn watch(self: Arc<Self>, stop: CancellationToken) {
         loop {
-            let running = self.part.state().0.is_running();
-            if running {
+            let asks = !matches!(self.part.state().0, State::Starting | State::Stopped { .. });
+            if asks {
                 self.ask().await;
             }
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(if running { ASK_EVERY } else { LOOK_EVERY }) => {}
+                () = tokio::time::sleep(if asks { ASK_EVERY } else { LOOK_EVERY }) => {}
             }
         }
     }
@@ -167,8 +169,37 @@ impl Capturing {
             Ok(status) => {
                 let bytes = status.slot.map_or(UNKNOWN, |slot| slot.retained_bytes);
                 self.retained_wal_bytes.store(bytes, Relaxed);
+                if bytes != UNKNOWN {
+                    self.guard(config, bytes).await;
+                }
             }
             Err(error) => debug!("cannot ask what WAL is kept for {}: {error}", self.name),
+        }
+    }
+
+    /// Does what the configuration says once the server keeps too much log for our slot.
+    async fn guard(&self, config: &config::Postgres, retained: u64) {
+        let max = config.wal_retained_bytes_max;
+        let over = max > 0 && retained > max;
+        if self.over_limit.swap(over, Relaxed) || !over {
+            return; // said once for each crossing
+        }
+        let what = format!(
+            "source {}: the server keeps {retained} bytes of log for our slot, more than \
+             wal_retained_bytes_max = {max}",
+            self.name
+        );
+        match config.wal_retained_policy {
+            WalRetainedPolicy::Alert => error!("{what}"),
+            WalRetainedPolicy::DropSlot => {
+                error!("{what}: the slot is dropped, as wal_retained_policy says");
+                self.pause(Some("the slot is being dropped to save the primary".into()));
+                if let Err(error) = source::postgres::drop_slot(&self.name, config).await {
+                    error!("source {}: cannot drop the slot: {error}", self.name);
+                    self.over_limit.store(false, Relaxed);
+                }
+                self.pause(None);
+            }
         }
     }
 
@@ -204,6 +235,7 @@ impl Capturing {
             confirmed,
             behind_bytes: server.zip(confirmed).map(|(s, c)| s.0.saturating_sub(c.0)),
             retained_wal_bytes: Some(retained).filter(|bytes| *bytes != UNKNOWN),
+            wal_over_limit: self.over_limit.load(Relaxed),
             stalled_seconds: self
                 .stalled(server.unwrap_or_default(), confirmed.unwrap_or_default()),
             captured_changes: journal.end.saturating_sub(self.first_offset),

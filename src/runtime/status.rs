@@ -40,6 +40,9 @@ pub struct SourceStatus {
     pub behind_bytes: Option<u64>,
     /// WAL that the server keeps for the slot.
     pub retained_wal_bytes: Option<u64>,
+    /// It is more than `wal_retained_bytes_max`.
+    #[serde(default)]
+    pub wal_over_limit: bool,
     /// Seconds for which the server's WAL has moved and the slot has not.
     pub stalled_seconds: u64,
     /// Changes captured since the start.
@@ -97,6 +100,10 @@ impl Status {
                 None if source.stalled_seconds >= STALLED_SECONDS_MAX => reasons.push(format!(
                     "source {}: the server's WAL moves and the slot has not for {} s",
                     source.name, source.stalled_seconds
+                )),
+                None if source.wal_over_limit => reasons.push(format!(
+                    "source {}: the server keeps more log for the slot than wal_retained_bytes_max",
+                    source.name
                 )),
                 None => {}
             }
