@@ -1,15 +1,12 @@
 //! One source at run time: connects, captures, and connects again.
 
 use std::{
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
+use tracing::{debug, error};
 
 use super::{
     part::{Backoff, Next, Part},
@@ -18,7 +15,7 @@ use super::{
 use crate::{
     change::{Batch, Lsn},
     config,
-    error::{Error, Result},
+    error::{Class, Error, Result},
     format::Names,
     journal::Journal,
     pipeline,
@@ -43,7 +40,7 @@ pub(super) struct Capturing {
     part: Part,
     first_offset: u64,
     stats: Mutex<Option<Arc<Stats>>>,
-    retained_wal_bytes: AtomicU64,
+    asked: Mutex<Option<Asked>>,
     movement: Mutex<Movement>,
     pause: Mutex<Pause>,
 }
@@ -55,6 +52,14 @@ struct Pause {
     running: CancellationToken,
 }
 
+/// What the server said of its log and our slot when it was last asked.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    server: Lsn,
+    confirmed: Option<Lsn>,
+    retained_bytes: Option<u64>,
+}
+
 /// When the slot last moved, or had no reason to.
 #[derive(Debug)]
 struct Movement {
@@ -62,8 +67,6 @@ struct Movement {
     server: Lsn,
     at: Instant,
 }
-
-const UNKNOWN: u64 = u64::MAX;
 
 impl Capturing {
     pub(super) fn new(name: &str, config: config::Source, journal: Journal) -> Self {
@@ -74,7 +77,7 @@ impl Capturing {
             first_offset: journal.end(),
             journal,
             stats: Mutex::default(),
-            retained_wal_bytes: AtomicU64::new(UNKNOWN),
+            asked: Mutex::default(),
             movement: Mutex::new(Movement {
                 confirmed: Lsn(0),
                 server: Lsn(0),
@@ -147,28 +150,50 @@ impl Capturing {
         pipeline::capture(source.as_mut(), &self.journal, stop).await
     }
 
-    /// Asks the server now and then how much WAL it keeps for the slot.
+    /// Asks the server now and then how much WAL it keeps for the slot, most of all while nothing is
+    /// captured: then it grows. A login that was refused is not tried again before capture runs.
     pub(super) async fn watch(self: Arc<Self>, stop: CancellationToken) {
+        let mut welcome = false;
         loop {
-            let running = self.part.state().0.is_running();
-            if running {
-                self.ask().await;
+            welcome |= self.part.state().0.is_running();
+            if welcome {
+                welcome = self.ask().await;
             }
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(if running { ASK_EVERY } else { LOOK_EVERY }) => {}
+                () = tokio::time::sleep(if welcome { ASK_EVERY } else { LOOK_EVERY }) => {}
             }
         }
     }
 
-    async fn ask(&self) {
+    /// Whether it makes sense to ask again.
+    async fn ask(&self) -> bool {
         let config::Source::Postgres(config) = &self.config;
-        match source::postgres::status(&self.name, config).await {
-            Ok(status) => {
-                let bytes = status.slot.map_or(UNKNOWN, |slot| slot.retained_bytes);
-                self.retained_wal_bytes.store(bytes, Relaxed);
+        let answer = source::postgres::status(&self.name, config).await;
+        let asked = answer.as_ref().ok().map(|status| Asked {
+            server: status.server_end,
+            confirmed: status.slot.as_ref().and_then(|slot| slot.confirmed),
+            retained_bytes: status.slot.as_ref().map(|slot| slot.retained_bytes),
+        });
+        let over = |asked: &Option<Asked>| {
+            let bytes = asked.and_then(|asked| asked.retained_bytes).unwrap_or(0);
+            config.wal_retained_bytes_max > 0 && bytes > config.wal_retained_bytes_max
+        };
+        let mut known = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        if over(&asked) && !over(&known) {
+            error!(
+                "the server keeps more log for the slot of source {} than wal_retained_bytes_max \
+                 = {}: its disk fills",
+                self.name, config.wal_retained_bytes_max
+            );
+        }
+        *known = asked;
+        match answer {
+            Ok(_) => true,
+            Err(error) => {
+                debug!("cannot ask what WAL is kept for {}: {error}", self.name);
+                error.class() == Class::Retry
             }
-            Err(error) => debug!("cannot ask what WAL is kept for {}: {error}", self.name),
         }
     }
 
@@ -191,10 +216,16 @@ impl Capturing {
 
     pub(super) fn status(&self) -> SourceStatus {
         let stats = self.stats.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let server = stats.as_ref().map(|stats| Lsn(stats.server_end.load(Relaxed)));
-        let confirmed = stats.as_ref().map(|stats| Lsn(stats.confirmed.load(Relaxed)));
-        let retained = self.retained_wal_bytes.load(Relaxed);
+        let asked = *self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         let (state, since) = self.part.state();
+        let (server, confirmed) = match stats.filter(|_| state.is_running()) {
+            Some(stats) => (
+                Some(Lsn(stats.server_end.load(Relaxed))),
+                Some(Lsn(stats.confirmed.load(Relaxed))),
+            ),
+            None => (asked.map(|asked| asked.server), asked.and_then(|asked| asked.confirmed)),
+        };
+        let config::Source::Postgres(config) = &self.config;
         let journal = self.journal.info();
         SourceStatus {
             name: self.name.clone(),
@@ -203,7 +234,8 @@ impl Capturing {
             server,
             confirmed,
             behind_bytes: server.zip(confirmed).map(|(s, c)| s.0.saturating_sub(c.0)),
-            retained_wal_bytes: Some(retained).filter(|bytes| *bytes != UNKNOWN),
+            retained_wal_bytes: asked.and_then(|asked| asked.retained_bytes),
+            wal_retained_bytes_max: config.wal_retained_bytes_max,
             stalled_seconds: self
                 .stalled(server.unwrap_or_default(), confirmed.unwrap_or_default()),
             captured_changes: journal.end.saturating_sub(self.first_offset),
