@@ -79,7 +79,7 @@ impl<'a> Offline<'a> {
             confirmed: slot.as_ref().and_then(|slot| slot.confirmed),
             behind_bytes: slot.as_ref().map(|slot| slot.behind_bytes),
             retained_wal_bytes: slot.as_ref().map(|slot| slot.retained_bytes),
-            wal_over_limit: false,
+            wal_retained_bytes_max: postgres.wal_retained_bytes_max,
             stalled_seconds: 0,
             captured_changes: 0,
             journal,

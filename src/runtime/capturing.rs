@@ -1,10 +1,7 @@
 //! One source at run time: connects, captures, and connects again.
 
 use std::{
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
-    },
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -12,13 +9,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
 use super::{
-    part::{Backoff, Next, Part, State},
+    part::{Backoff, Next, Part},
     status::SourceStatus,
 };
 use crate::{
     change::{Batch, Lsn},
     config::{self, WalRetainedPolicy},
-    error::{Error, Result},
+    error::{Class, Error, Result},
     format::Names,
     journal::Journal,
     pipeline,
@@ -43,10 +40,9 @@ pub(super) struct Capturing {
     part: Part,
     first_offset: u64,
     stats: Mutex<Option<Arc<Stats>>>,
-    retained_wal_bytes: AtomicU64,
+    asked: Mutex<Option<Asked>>,
     movement: Mutex<Movement>,
     pause: Mutex<Pause>,
-    over_limit: AtomicBool,
 }
 
 /// Why capture must wait although the source would send, and the token that ends a running loop.
@@ -54,6 +50,14 @@ pub(super) struct Capturing {
 struct Pause {
     reason: Option<String>,
     running: CancellationToken,
+}
+
+/// What the server said of its log and our slot when it was last asked.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    server: Lsn,
+    confirmed: Option<Lsn>,
+    retained_bytes: Option<u64>,
 }
 
 /// When the slot last moved, or had no reason to.
@@ -64,8 +68,6 @@ struct Movement {
     at: Instant,
 }
 
-const UNKNOWN: u64 = u64::MAX;
-
 impl Capturing {
     pub(super) fn new(name: &str, config: config::Source, journal: Journal) -> Self {
         Self {
@@ -75,14 +77,13 @@ impl Capturing {
             first_offset: journal.end(),
             journal,
             stats: Mutex::default(),
-            retained_wal_bytes: AtomicU64::new(UNKNOWN),
+            asked: Mutex::default(),
             movement: Mutex::new(Movement {
                 confirmed: Lsn(0),
                 server: Lsn(0),
                 at: Instant::now(),
             }),
             pause: Mutex::default(),
-            over_limit: AtomicBool::new(false),
         }
     }
 
@@ -149,58 +150,68 @@ impl Capturing {
         pipeline::capture(source.as_mut(), &self.journal, stop).await
     }
 
-    /// Asks the server now and then how much WAL it keeps for the slot.
+    /// Asks the server now and then how much WAL it keeps for the slot, most of all while nothing is
+    /// captured: then it grows. A login that was refused is not tried again before capture runs.
     pub(super) async fn watch(self: Arc<Self>, stop: CancellationToken) {
+        let mut welcome = false;
         loop {
-            let asks = !matches!(self.part.state().0, State::Starting | State::Stopped { .. });
-            if asks {
-                self.ask().await;
+            welcome |= self.part.state().0.is_running();
+            if welcome {
+                welcome = self.ask().await;
             }
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(if asks { ASK_EVERY } else { LOOK_EVERY }) => {}
+                () = tokio::time::sleep(if welcome { ASK_EVERY } else { LOOK_EVERY }) => {}
             }
         }
     }
 
-    async fn ask(&self) {
+    /// Whether it makes sense to ask again.
+    async fn ask(&self) -> bool {
         let config::Source::Postgres(config) = &self.config;
-        match source::postgres::status(&self.name, config).await {
-            Ok(status) => {
-                let bytes = status.slot.map_or(UNKNOWN, |slot| slot.retained_bytes);
-                self.retained_wal_bytes.store(bytes, Relaxed);
-                if bytes != UNKNOWN {
-                    self.guard(config, bytes).await;
-                }
+        let answer = source::postgres::status(&self.name, config).await;
+        let asked = answer.as_ref().ok().map(|status| Asked {
+            server: status.server_end,
+            confirmed: status.slot.as_ref().and_then(|slot| slot.confirmed),
+            retained_bytes: status.slot.as_ref().map(|slot| slot.retained_bytes),
+        });
+        let over = |asked: &Option<Asked>| {
+            let bytes = asked.and_then(|asked| asked.retained_bytes).unwrap_or(0);
+            config.wal_retained_bytes_max > 0 && bytes > config.wal_retained_bytes_max
+        };
+        let before = {
+            let mut known = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *known, asked)
+        };
+        if over(&asked) && !over(&before) {
+            self.guard(config).await;
+        }
+        match answer {
+            Ok(_) => true,
+            Err(error) => {
+                debug!("cannot ask what WAL is kept for {}: {error}", self.name);
+                error.class() == Class::Retry
             }
-            Err(error) => debug!("cannot ask what WAL is kept for {}: {error}", self.name),
         }
     }
 
     /// Does what the configuration says once the server keeps too much log for our slot.
-    async fn guard(&self, config: &config::Postgres, retained: u64) {
-        let max = config.wal_retained_bytes_max;
-        let over = max > 0 && retained > max;
-        if self.over_limit.swap(over, Relaxed) || !over {
-            return; // said once for each crossing
-        }
-        let what = format!(
-            "source {}: the server keeps {retained} bytes of log for our slot, more than \
-             wal_retained_bytes_max = {max}",
-            self.name
+    async fn guard(&self, config: &config::Postgres) {
+        error!(
+            "the server keeps more log for the slot of source {} than wal_retained_bytes_max = {}: \
+             its disk fills",
+            self.name, config.wal_retained_bytes_max
         );
-        match config.wal_retained_policy {
-            WalRetainedPolicy::Alert => error!("{what}"),
-            WalRetainedPolicy::DropSlot => {
-                error!("{what}: the slot is dropped, as wal_retained_policy says");
-                self.pause(Some("the slot is being dropped to save the primary".into()));
-                if let Err(error) = source::postgres::drop_slot(&self.name, config).await {
-                    error!("source {}: cannot drop the slot: {error}", self.name);
-                    self.over_limit.store(false, Relaxed);
-                }
-                self.pause(None);
-            }
+        if config.wal_retained_policy == WalRetainedPolicy::Alert {
+            return;
         }
+        error!("the slot of source {} is dropped, as wal_retained_policy says", self.name);
+        self.pause(Some("the slot is being dropped to save the primary".into()));
+        if let Err(error) = source::postgres::drop_slot(&self.name, config).await {
+            error!("cannot drop the slot of source {}: {error}", self.name);
+            *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = None; // then again
+        }
+        self.pause(None);
     }
 
     /// The names that the messages of `sink` may carry.
@@ -222,10 +233,16 @@ impl Capturing {
 
     pub(super) fn status(&self) -> SourceStatus {
         let stats = self.stats.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let server = stats.as_ref().map(|stats| Lsn(stats.server_end.load(Relaxed)));
-        let confirmed = stats.as_ref().map(|stats| Lsn(stats.confirmed.load(Relaxed)));
-        let retained = self.retained_wal_bytes.load(Relaxed);
+        let asked = *self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         let (state, since) = self.part.state();
+        let (server, confirmed) = match stats.filter(|_| state.is_running()) {
+            Some(stats) => (
+                Some(Lsn(stats.server_end.load(Relaxed))),
+                Some(Lsn(stats.confirmed.load(Relaxed))),
+            ),
+            None => (asked.map(|asked| asked.server), asked.and_then(|asked| asked.confirmed)),
+        };
+        let config::Source::Postgres(config) = &self.config;
         let journal = self.journal.info();
         SourceStatus {
             name: self.name.clone(),
@@ -234,8 +251,8 @@ impl Capturing {
             server,
             confirmed,
             behind_bytes: server.zip(confirmed).map(|(s, c)| s.0.saturating_sub(c.0)),
-            retained_wal_bytes: Some(retained).filter(|bytes| *bytes != UNKNOWN),
-            wal_over_limit: self.over_limit.load(Relaxed),
+            retained_wal_bytes: asked.and_then(|asked| asked.retained_bytes),
+            wal_retained_bytes_max: config.wal_retained_bytes_max,
             stalled_seconds: self
                 .stalled(server.unwrap_or_default(), confirmed.unwrap_or_default()),
             captured_changes: journal.end.saturating_sub(self.first_offset),

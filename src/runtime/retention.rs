@@ -53,7 +53,10 @@ async fn trim(
         info!("the journal of source {} freed {freed} bytes", source.name());
     }
     let info = source.journal.info();
-    if limits.bytes_max == 0 || info.bytes <= limits.bytes_max {
+    // What every sink has and still cannot go is in the segment that is being written: only more
+    // changes seal it, so to pause for its sake would be to pause for ever.
+    let held = keep_from < info.end;
+    if limits.bytes_max == 0 || info.bytes <= limits.bytes_max || !held {
         source.pause(None);
         return Ok(());
     }

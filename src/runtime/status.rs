@@ -40,9 +40,9 @@ pub struct SourceStatus {
     pub behind_bytes: Option<u64>,
     /// WAL that the server keeps for the slot.
     pub retained_wal_bytes: Option<u64>,
-    /// It is more than `wal_retained_bytes_max`.
+    /// The limit that was set for it; 0: none.
     #[serde(default)]
-    pub wal_over_limit: bool,
+    pub wal_retained_bytes_max: u64,
     /// Seconds for which the server's WAL has moved and the slot has not.
     pub stalled_seconds: u64,
     /// Changes captured since the start.
@@ -87,7 +87,7 @@ const STALLED_SECONDS_MAX: u64 = 30;
 
 impl Status {
     /// Why it is not ready, or nothing when it is: every source runs and its slot moves when WAL
-    /// does, and no sink has stopped. A sink that waits for its target does not make us unready:
+    /// does, the server keeps no more of it than allowed, and no sink has stopped. A sink that waits for its target does not make us unready:
     /// the journal holds its changes.
     pub fn unready(&self) -> Vec<String> {
         let mut reasons = Vec::new();
@@ -101,11 +101,15 @@ impl Status {
                     "source {}: the server's WAL moves and the slot has not for {} s",
                     source.name, source.stalled_seconds
                 )),
-                None if source.wal_over_limit => reasons.push(format!(
-                    "source {}: the server keeps more log for the slot than wal_retained_bytes_max",
-                    source.name
-                )),
                 None => {}
+            }
+            let (limit, bytes) = (source.wal_retained_bytes_max, source.retained_wal_bytes);
+            if let Some(bytes) = bytes.filter(|bytes| limit > 0 && *bytes > limit) {
+                reasons.push(format!(
+                    "source {}: the server keeps {bytes} bytes of log for the slot, more than \
+                     wal_retained_bytes_max = {limit}",
+                    source.name
+                ));
             }
         }
         for sink in self.sinks.iter().filter(|sink| sink.state.is_stopped()) {

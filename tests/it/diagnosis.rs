@@ -146,7 +146,7 @@ async fn lag_grows_at_a_sink_that_is_down_and_not_at_the_slot() {
     cluster.sql("insert into containers select generate_series(1, 5000)").await;
     let lagging = async || {
         let (_, said, _) = walrace(&server, &["lag"]);
-        (said.contains("sink hook") && said.contains("5000")).then_some(said)
+        (said.contains("sink hook waits") && said.contains("5000")).then_some(said)
     };
     let said = wait_for(PATIENCE, lagging, || walrace(&server, &["lag"]).1).await;
     names(&said, &["waiting", "127.0.0.1"]);
@@ -166,20 +166,44 @@ async fn lag_grows_at_the_slot_because_capture_is_paused() {
          [journal]\nsegment_bytes_max = 65536\nbytes_max = 200000\n",
         hook.url()
     );
-    let mut server = Server::new(&format!("{source}{sink}"));
+    let limit = "wal_retained_bytes_max = 1000000\n";
+    let mut server = Server::new(&format!("{source}{limit}{sink}"));
     server.start_ready().await;
     for block in 0..5 {
         let ids = format!("generate_series({}, {})", block * 20_000, block * 20_000 + 19_999);
         cluster.sql(&format!("insert into containers select {ids}")).await;
     }
     not_ready(&server, &["source app", "capture is paused", "journal.bytes_max"]).await;
-    let (_, said, _) = walrace(&server, &["lag"]);
-    names(&said, &["capture is paused", "sink hook", "503"]);
+    // For a moment of each attempt the sink is running.
+    let told = async || {
+        let said = walrace(&server, &["lag"]).1;
+        let words = ["capture is paused", "sink hook waits", "503"];
+        words.iter().all(|word| said.contains(word)).then_some(())
+    };
+    wait_for(PATIENCE, told, || walrace(&server, &["lag"]).1).await;
+    // Nobody reads the slot now, and still the log that it holds back is watched.
+    cluster.sql("insert into analyses select generate_series(1, 50000)").await;
+    not_ready(&server, &["bytes of log for the slot, more than wal_retained_bytes_max"]).await;
+    let metric = async |name| server.metric(name, &["source=\"app\""]).await;
+    let both = async || {
+        let retained = metric("walrace_source_retained_wal_bytes").await?;
+        let behind = metric("walrace_source_behind_bytes").await?;
+        (retained > 1e6 && behind > 1e6).then_some(())
+    };
+    wait_for(PATIENCE, both, || "the metrics do not see it".to_owned()).await;
     hook.always(Answer::Accept);
-    let changes = async || (hook.changes().len() >= 100_000).then_some(());
-    let behind = || format!("{} of 100000 arrived", hook.changes().len());
+    let changes = async || (hook.changes().len() >= 150_000).then_some(());
+    let behind = || format!("{} of 150000 arrived", hook.changes().len());
     wait_for(Duration::from_secs(120), changes, behind).await;
-    server.wait_ready().await;
+    let last = std::cell::RefCell::new(String::new());
+    // The server lets go of its log with the next checkpoint after we confirmed.
+    let ready = async || {
+        cluster.sql("checkpoint").await;
+        let (code, body) = server.try_get("/ready").await?;
+        *last.borrow_mut() = body;
+        (code == 200).then_some(())
+    };
+    wait_for(Duration::from_secs(90), ready, || last.borrow().clone()).await;
 }
 
 #[tokio::test]
