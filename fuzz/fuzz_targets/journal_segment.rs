@@ -1,4 +1,5 @@
-//! Feeds foreign bytes to the reader of journal segments: `cargo +nightly fuzz run journal_segment`.
+//! Feeds foreign bytes to the reader of journal segments:
+//! `cargo +nightly fuzz run journal_segment`.
 //!
 //! The first byte chooses: the rest is a whole segment file; or the header and payload of a block,
 //! whose checksums are made right so that the records behind them are reached.

@@ -2,9 +2,9 @@
 //!
 //! ```text
 //!   append ──► writer (own thread) ──► active segment ──► fdatasync ─┬─► ring ──► readers that
-//!                                               │ full                   │            are caught up
-//!                                               ▼                        └─► end
-//!   trim ◄── oldest  segment ─ segment ─ segment ──────────────────────────► readers that are behind
+//!                                           │ full                   │            are caught up
+//!                                           ▼                        └─► end
+//!   trim ◄── oldest  segment ─ segment ─ segment ──────────────────────► readers that are behind
 //! ```
 //!
 //! A segment is a file of blocks, a block is a compressed run of records; `docs/journal-format.md`

@@ -153,8 +153,8 @@ impl Header {
             return Err(Flaw::Newer("its header uses reserved bytes".into()));
         }
         let summary = Summary { times, gaps: flags & PREVIOUS_HAS_GAPS != 0 };
-        #[rustfmt::skip]
-        let previous = Previous { base: previous_base, bytes: previous_bytes, summary, last_block, chain };
+        let previous =
+            Previous { base: previous_base, bytes: previous_bytes, summary, last_block, chain };
         Ok(Self {
             lineage,
             incarnation,

@@ -20,6 +20,7 @@ mod features;
 mod journal;
 mod journal_damage;
 mod journal_fixture;
+mod journal_model;
 mod journal_power_cut;
 mod kit;
 mod operation;
