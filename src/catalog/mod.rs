@@ -77,8 +77,8 @@ impl Catalog {
         Ok(catalog)
     }
 
-    /// Opens the catalog in `data_dir` without changing it; `None` where there is none. It may be
-    /// in use by a running Walrace.
+    /// Opens the catalog in `data_dir` without changing it; `None` where there is none. It may
+    /// be in use by a running Walrace.
     pub async fn inspect(data_dir: &Path) -> Result<Option<Self>> {
         let path = data_dir.join(FILE);
         if !path.exists() {

@@ -125,7 +125,6 @@ impl Sink {
             retry_ms_min: super::retry_ms_min(),
             retry_ms_max: super::retry_ms_max(),
             retain: super::Retain::default(),
-            hold_bytes_max: 0,
             kind,
         }
     }

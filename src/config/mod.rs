@@ -16,6 +16,7 @@ mod cdc;
 mod document;
 mod environment;
 mod from;
+mod glob;
 mod interpolate;
 mod load;
 mod read;
@@ -31,6 +32,7 @@ pub use self::{
     cdc::{Cdc, Emitter},
     environment::Environment,
     from::From,
+    glob::Globs,
     secret::Secret,
 };
 
@@ -102,11 +104,6 @@ pub struct Postgres {
     #[serde(default = "reconcile_ms")]
     #[schemars(range(min = 1))]
     pub reconcile_ms: u64,
-    /// Writes a logical message this often, in milliseconds, so that a quiet database beside busy
-    /// ones does not hold their log. Not set: never.
-    #[serde(default)]
-    #[schemars(range(min = 1), example = 60_000)]
-    pub heartbeat_ms: Option<u64>,
     /// When the server keeps more log than this for our slot, `wal_retained_policy` says what
     /// happens. 0: no limit.
     #[serde(default)]
@@ -123,7 +120,7 @@ pub enum WalRetainedPolicy {
     /// Say so in the log, the metrics and the readiness.
     #[default]
     Alert,
-    /// Drop the slot to save the primary, and record the gap.
+    /// Drop the slot to save the primary. The source then stops and names the gap.
     DropSlot,
 }
 
@@ -199,9 +196,6 @@ pub struct Sink {
     /// What the journal keeps for this sink when its disk runs short.
     #[serde(default)]
     pub retain: Retain,
-    /// A paused sink stops holding the journal once it is this far behind. 0: no limit.
-    #[serde(default)]
-    pub hold_bytes_max: u64,
     /// The kind of target and its options.
     #[serde(flatten)]
     pub kind: SinkKind,

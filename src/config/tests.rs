@@ -326,9 +326,9 @@ fn kind() -> impl Strategy<Value = SinkKind> {
 prop_compose! {
     fn sink()(kind in kind(), from in from(), schemas in prop::collection::vec(text(), 0..3),
               reads in any::<bool>(), ops in prop::sample::subsequence(&Op::ALL[..], 0..6),
-              batch in 1..10_000_usize, hold in 0..1_u64 << 60) -> Sink {
+              batch in 1..10_000_usize) -> Sink {
         Sink { from, schemas, reads, operations: ops, batch_changes_max: batch,
-               hold_bytes_max: hold, ..Sink::of(kind) }
+               ..Sink::of(kind) }
     }
 }
 

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     change::{Batch, Lsn},
-    config,
+    config::{self, WalRetainedPolicy},
     error::{Class, Error, Result},
     format::Names,
     journal::Journal,
@@ -179,15 +179,13 @@ impl Capturing {
             let bytes = asked.and_then(|asked| asked.retained_bytes).unwrap_or(0);
             config.wal_retained_bytes_max > 0 && bytes > config.wal_retained_bytes_max
         };
-        let mut known = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        if over(&asked) && !over(&known) {
-            error!(
-                "the server keeps more log for the slot of source {} than wal_retained_bytes_max \
-                 = {}: its disk fills",
-                self.name, config.wal_retained_bytes_max
-            );
+        let before = {
+            let mut known = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *known, asked)
+        };
+        if over(&asked) && !over(&before) {
+            self.guard(config).await;
         }
-        *known = asked;
         match answer {
             Ok(_) => true,
             Err(error) => {
@@ -195,6 +193,25 @@ impl Capturing {
                 error.class() == Class::Retry
             }
         }
+    }
+
+    /// Does what the configuration says once the server keeps too much log for our slot.
+    async fn guard(&self, config: &config::Postgres) {
+        error!(
+            "the server keeps more log for the slot of source {} than wal_retained_bytes_max = {}: \
+             its disk fills",
+            self.name, config.wal_retained_bytes_max
+        );
+        if config.wal_retained_policy == WalRetainedPolicy::Alert {
+            return;
+        }
+        error!("the slot of source {} is dropped, as wal_retained_policy says", self.name);
+        self.pause(Some("the slot is being dropped to save the primary".into()));
+        if let Err(error) = source::postgres::drop_slot(&self.name, config).await {
+            error!("cannot drop the slot of source {}: {error}", self.name);
+            *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = None; // then again
+        }
+        self.pause(None);
     }
 
     /// The names that the messages of `sink` may carry.

@@ -2,10 +2,9 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use super::glob::Globs;
 use crate::{
     change::{Batch, Change, Op},
-    config,
+    config::{self, Globs},
     schema::Table,
 };
 

@@ -3,4 +3,3 @@
 pub use filter::Filter;
 
 mod filter;
-pub mod glob;

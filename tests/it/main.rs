@@ -30,3 +30,4 @@ mod source_history;
 mod source_login;
 mod source_tables;
 mod tokens;
+mod wal_guard;

@@ -38,11 +38,10 @@ mod url;
 mod wire;
 
 pub use operate::{
-    InspectedTable, Inspection, PublicationStatus, SlotStatus, Status, create, drop, inspect,
-    status,
+    InspectedTable, Inspection, PublicationStatus, SlotStatus, Status, create, drop, drop_slot,
+    inspect, status,
 };
 pub use preflight::{Finding, Level, preflight};
-pub use publication::selects;
 pub use session::Session;
 pub use stats::Stats;
 

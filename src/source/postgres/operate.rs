@@ -1,5 +1,7 @@
 //! What a person asks of a source from the command line: its state, its creation and its removal.
 
+use std::time::{Duration, Instant};
+
 use serde::Serialize;
 
 use super::{
@@ -14,8 +16,11 @@ use super::{
 use crate::{
     change::Lsn,
     config::{self, Secret},
-    error::Result,
+    error::{Class, Result},
 };
+
+/// A walsender that was told to end has ended by then.
+const DROP_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The state of a source at the server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -135,6 +140,24 @@ pub async fn drop(name: &str, config: &config::Postgres) -> Result<()> {
         let mut client = Client::connect(&settings.target, Purpose::Sql)?;
         slot::drop(&mut client, &settings.slot)?;
         publication::drop(&mut client, &settings)
+    })
+    .await
+}
+
+/// Drops the slot alone, once nobody reads it; waits a little for a reader that is ending.
+pub async fn drop_slot(name: &str, config: &config::Postgres) -> Result<()> {
+    let settings = Settings::new(name, config)?;
+    blocking(move || {
+        let mut client = Client::connect(&settings.target, Purpose::Sql)?;
+        let deadline = Instant::now() + DROP_PATIENCE;
+        loop {
+            match slot::drop(&mut client, &settings.slot) {
+                Err(error) if error.class() == Class::Retry && Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                outcome => return outcome,
+            }
+        }
     })
     .await
 }

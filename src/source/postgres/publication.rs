@@ -14,7 +14,7 @@ use super::{
     wire::Client,
 };
 use crate::{
-    config::WithoutIdentity,
+    config::{Globs, WithoutIdentity},
     error::{Error, Result},
 };
 
@@ -90,57 +90,14 @@ pub(super) fn candidates(client: &mut Client) -> Result<Vec<Candidate>> {
 
 /// The candidates that the globs choose. A partition whose root is chosen is published through it.
 pub(super) fn choose(candidates: Vec<Candidate>, globs: &[String]) -> Vec<Candidate> {
+    let globs = Globs::new(globs);
     let (chosen, _): (Vec<_>, Vec<_>) =
-        candidates.into_iter().partition(|table| selects(globs, &table.schema, &table.name));
+        candidates.into_iter().partition(|table| globs.choose(&table.schema, &table.name));
     let oids: BTreeSet<u32> = chosen.iter().map(|table| table.oid).collect();
     chosen
         .into_iter()
         .filter(|table| table.root == table.oid || !oids.contains(&table.root))
         .collect()
-}
-
-/// Whether globs over `schema.table` choose a table: some glob matches it, or there is none that
-/// does not begin with `!`; and no glob that begins with `!` matches it.
-pub fn selects(globs: &[String], schema: &str, name: &str) -> bool {
-    let full = format!("{schema}.{name}");
-    let (minus, plus): (Vec<&str>, Vec<&str>) =
-        globs.iter().map(String::as_str).partition(|glob| glob.starts_with('!'));
-    let matched = |glob: &str| matches(glob.trim_start_matches('!').as_bytes(), full.as_bytes());
-    (plus.is_empty() || plus.into_iter().any(matched)) && !minus.into_iter().any(matched)
-}
-
-/// `*` is any run of characters, `?` any one.
-fn matches(glob: &[u8], text: &[u8]) -> bool {
-    let (mut g, mut t) = (0, 0);
-    let mut star = None;
-    while t < text.len() {
-        match glob.get(g) {
-            Some(b'*') => {
-                star = Some((g, t));
-                g += 1;
-            }
-            // a character of UTF-8 is one byte that is no continuation, and what continues it
-            Some(b'?') => {
-                g += 1;
-                t += 1;
-                while text.get(t).is_some_and(|byte| byte & 0xC0 == 0x80) {
-                    t += 1;
-                }
-            }
-            Some(byte) if text.get(t) == Some(byte) => {
-                g += 1;
-                t += 1;
-            }
-            _ => match &mut star {
-                Some((at, from)) => {
-                    *from += 1;
-                    (g, t) = (*at + 1, *from);
-                }
-                None => return false,
-            },
-        }
-    }
-    glob.get(g..).is_some_and(|rest| rest.iter().all(|byte| *byte == b'*'))
 }
 
 /// A publication as the server has it.
@@ -423,58 +380,4 @@ fn drop_one(client: &mut Client, name: &str) -> Result<()> {
     client.query(&sql).map(|_| ()).map_err(|failure| {
         Error::from(failure).context(format!("while dropping the publication `{name}`"))
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn globs(list: &[&str]) -> Vec<String> {
-        list.iter().map(|glob| (*glob).to_owned()).collect()
-    }
-
-    #[test]
-    fn globs_choose_and_take_away() {
-        let chosen = globs(&["public.*", "!public.audit_*"]);
-        assert!(selects(&chosen, "public", "orders"));
-        assert!(!selects(&chosen, "public", "audit_log"));
-        assert!(!selects(&chosen, "sales", "orders"));
-        assert!(selects(&[], "any", "thing"));
-        assert!(selects(&globs(&["!a.b"]), "a", "c"));
-        assert!(selects(&globs(&["We ird.T?ble"]), "We ird", "Táble"));
-    }
-
-    proptest! {
-        #[test]
-        fn a_name_matches_itself_and_stars(name in "[a-z.é]{0,12}", cut in 0usize..12) {
-            prop_assert!(matches(name.as_bytes(), name.as_bytes()));
-            let head: String = name.chars().take(cut).collect();
-            let head_star = format!("{head}*");
-            prop_assert!(matches(head_star.as_bytes(), name.as_bytes()));
-            let questions = "?".repeat(name.chars().count());
-            prop_assert!(matches(questions.as_bytes(), name.as_bytes()));
-        }
-    }
-
-    fn candidate(oid: u32, name: &str, root: u32) -> Candidate {
-        Candidate {
-            oid,
-            schema: "public".into(),
-            name: name.into(),
-            partitioned: oid == root && root == 1,
-            root,
-            has_identity: true,
-            rows: 0,
-        }
-    }
-
-    #[test]
-    fn a_partition_is_published_through_its_root_where_that_is_chosen() {
-        let all = vec![candidate(1, "root", 1), candidate(2, "leaf", 1), candidate(3, "t", 3)];
-        let names = |chosen: Vec<Candidate>| chosen.into_iter().map(|t| t.name).collect::<Vec<_>>();
-        assert_eq!(names(choose(all.clone(), &[])), ["root", "t"]);
-        assert_eq!(names(choose(all, &globs(&["public.leaf"]))), ["leaf"]);
-    }
 }
