@@ -150,8 +150,8 @@ impl Capturing {
         pipeline::capture(source.as_mut(), &self.journal, stop).await
     }
 
-    /// Asks the server now and then how much WAL it keeps for the slot, most of all while nothing is
-    /// captured: then it grows. A login that was refused is not tried again before capture runs.
+    /// Asks the server now and then how much WAL it keeps for the slot, most of all while nothing
+    /// is captured: then it grows. A login that was refused is not tried again before capture runs.
     pub(super) async fn watch(self: Arc<Self>, stop: CancellationToken) {
         let mut welcome = false;
         loop {

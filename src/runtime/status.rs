@@ -87,8 +87,8 @@ const STALLED_SECONDS_MAX: u64 = 30;
 
 impl Status {
     /// Why it is not ready, or nothing when it is: every source runs and its slot moves when WAL
-    /// does, the server keeps no more of it than allowed, and no sink has stopped. A sink that waits for its target does not make us unready:
-    /// the journal holds its changes.
+    /// does, the server keeps no more of it than allowed, and no sink has stopped. A sink that
+    /// waits for its target does not make us unready: the journal holds its changes.
     pub fn unready(&self) -> Vec<String> {
         let mut reasons = Vec::new();
         for source in &self.sources {
