@@ -27,6 +27,9 @@ use crate::{
     transform::Filter,
 };
 
+/// How often a sink that failed is looked at for its first success.
+const RECOVERY_LOOK: Duration = Duration::from_millis(50);
+
 /// One sink and the journal that it reads.
 #[derive(Debug)]
 pub(super) struct Delivering {
@@ -135,8 +138,24 @@ impl Delivering {
         let target = sink.open().await?;
         let progress = catalog::reconcile(&self.name, &registered, target, keeps)?;
         let mut delivery = self.delivery(sink, progress, registered.progress.cursor)?;
+        tokio::select! {
+            outcome = pipeline::deliver(&mut delivery, stop) => outcome,
+            never = self.show_running() => never,
+        }
+    }
+
+    /// Says that the sink is running: at once, or after a failure once something was delivered,
+    /// because many a target is not asked before the first write.
+    async fn show_running(&self) -> Result<()> {
+        let before = self.stats.cursor();
+        while self.part.state().0.is_waiting()
+            && self.stats.cursor() == before
+            && before < self.journal.end()
+        {
+            tokio::time::sleep(RECOVERY_LOOK).await;
+        }
         self.part.running();
-        pipeline::deliver(&mut delivery, stop).await
+        std::future::pending().await
     }
 
     fn delivery(&self, sink: Box<dyn Sink>, progress: Progress, recorded: u64) -> Result<Delivery> {

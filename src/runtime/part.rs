@@ -51,6 +51,11 @@ impl State {
         matches!(self, State::Running)
     }
 
+    /// Down, and trying again by itself.
+    pub fn is_waiting(&self) -> bool {
+        matches!(self, State::Waiting { .. })
+    }
+
     /// Waiting for a person.
     pub fn is_stopped(&self) -> bool {
         matches!(self, State::Stopped { .. })
