@@ -149,6 +149,9 @@ impl Assembler {
         let changes = std::mem::take(&mut self.pending);
         self.bytes = last.bytes();
         self.pending.push(last);
+        // A position from before the transaction, behind a part of it, would commit that part. The
+        // transaction's own end passes it.
+        (self.closed, self.position) = (0, None);
         (!changes.is_empty()).then_some(Batch { changes, position: None })
     }
 
@@ -381,6 +384,20 @@ mod tests {
         assert_eq!(second.changes.len(), 1);
         assert!(second.changes[0].closes_transaction);
         assert_eq!(second.changes[0].index, 2);
+    }
+
+    #[test]
+    fn a_keepalive_before_a_large_transaction_never_commits_a_part_of_it() {
+        let mut cut = assembler(0, &[]);
+        cut.nothing_below(Lsn(50));
+        for bytes in [encode::begin(100, 9), relation_bytes(), insert("1"), insert("2")] {
+            feed(&mut cut, bytes, &mut resolve).unwrap();
+        }
+        assert_eq!(cut.take_open().unwrap().position, None);
+        assert!(!cut.has_moved());
+        assert!(cut.take_closed().is_none(), "a position inside an open transaction");
+        feed(&mut cut, encode::commit(100, 120), &mut resolve).unwrap();
+        assert_eq!(cut.take_closed().unwrap().position.unwrap().lsn, Lsn(120));
     }
 
     #[test]
