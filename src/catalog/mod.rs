@@ -318,15 +318,17 @@ fn registered(row: &sqlx::sqlite::SqliteRow) -> sqlx::Result<Registered> {
     })
 }
 
-/// Busy and full files heal; anything else means that the file is not what we wrote.
+/// Busy, slow and full files heal; anything else means that the file is not what we wrote.
 fn failed(what: &str, object: &str, error: sqlx::Error) -> Error {
     let code = error.as_database_error().and_then(|error| error.code()).unwrap_or_default();
     let primary = code.parse::<i32>().unwrap_or_default() & 0xFF;
+    let slow = matches!(error, sqlx::Error::PoolTimedOut | sqlx::Error::Io(_));
     const BUSY: i32 = 5;
     const IO_ERROR: i32 = 10;
     const FULL: i32 = 13;
     let class = match primary {
         BUSY | IO_ERROR | FULL => Class::Retry,
+        _ if slow => Class::Retry,
         _ => Class::Damaged,
     };
     let error =
