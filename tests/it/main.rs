@@ -23,6 +23,7 @@ mod journal_fixture;
 mod journal_power_cut;
 mod kit;
 mod operation;
+mod progress;
 mod sink;
 mod source;
 mod source_history;
