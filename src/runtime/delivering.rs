@@ -10,7 +10,7 @@ use std::{
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::error;
+use tracing::{error, warn};
 
 use super::{
     capturing::Capturing,
@@ -151,8 +151,22 @@ impl Delivering {
         let keeps = sink.capabilities().transactional_progress;
         let progress = catalog::reconcile(&self.name, &registered, target, keeps)?;
         let mut delivery = self.delivery(sink, progress, registered.progress.cursor)?;
+        if progress.epoch == registered.progress.epoch
+            && progress.cursor < registered.progress.cursor
+        {
+            delivery.progress.epoch = self.rewind(progress.cursor, &registered).await?;
+        }
         self.part.running();
         pipeline::deliver(&mut delivery, stop).await
+    }
+
+    /// A target that was put back in its epoch begins another, because progress never falls within
+    /// one.
+    async fn rewind(&self, cursor: u64, registered: &Registered) -> Result<u64> {
+        let had = registered.progress.cursor;
+        let why = format!("the target was put back: it has offset {cursor}, and had {had}");
+        warn!("sink {} is rewound: {why}", self.name);
+        self.catalog.begin_epoch(&self.name, cursor, "walrace", &why).await
     }
 
     fn opened<'a>(&self, held: &'a mut Option<Box<dyn Sink>>) -> Result<&'a mut dyn Sink> {
