@@ -83,7 +83,7 @@ impl Delivering {
         let cursor = match &self.config.from {
             From::Start => self.journal.start(),
             From::Now => self.journal.end(),
-            From::Offset(offset) => *offset,
+            From::Offset(offset) => self.check_offset(*offset)?,
             From::Time(time) => self.journal.offset_at(*time)?,
             From::Token(token) => self.journal.resume(&token.parse()?)?,
         };
@@ -92,6 +92,19 @@ impl Delivering {
         self.catalog.register(&self.name, &self.source, &progress).await?;
         self.stats.begin(cursor, cursor);
         Ok(Registered { source: self.source.clone(), progress, started: false })
+    }
+
+    /// Before it is registered: afterwards only another name would free the sink of a slip.
+    fn check_offset(&self, offset: u64) -> Result<u64> {
+        let (start, end) = (self.journal.start(), self.journal.end());
+        if (start..=end).contains(&offset) {
+            return Ok(offset);
+        }
+        Err(Error::config(format!(
+            "sink {} cannot begin at offset {offset}: the journal holds {start} to {end}",
+            self.name
+        ))
+        .remedy("set `from` to an offset within it, or to \"start\" or \"now\""))
     }
 
     fn check_lineage(&self, registered: &Registered) -> Result<()> {
