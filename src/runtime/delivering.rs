@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     catalog::{self, Catalog, LostRange, Registered},
-    change::Timestamp,
+    change::{Change, Timestamp},
     config::{self, From},
     error::{Error, Result},
     journal::{Journal, Lag, Limits},
@@ -225,10 +225,11 @@ impl Delivering {
         })
     }
 
-    /// A file has no batches for its readers, and larger ones cost fewer syncs.
+    /// A file has no batches for its readers, and larger ones cost fewer syncs; what changes take
+    /// beside their rows stays within the same bytes.
     fn batch_changes_max(&self) -> usize {
         match self.config.kind {
-            config::SinkKind::File(_) => usize::MAX,
+            config::SinkKind::File(_) => (self.config.batch_bytes_max / size_of::<Change>()).max(1),
             _ => self.config.batch_changes_max,
         }
     }
