@@ -8,6 +8,9 @@ use walrace::{
     error::{Class, Classify, Error, Result},
 };
 
+/// How long the end waits for threads that block.
+const BLOCKED_MAX: Duration = Duration::from_secs(1);
+
 fn main() -> ExitCode {
     run(Cli::parse()).unwrap_or_else(|error| cli::report(&error))
 }
@@ -20,8 +23,9 @@ fn run(cli: Cli) -> Result<ExitCode> {
         .enable_all()
         .build()
         .class(Class::Retry, || "cannot start the runtime")?;
-    let code = runtime.block_on(cli.run());
-    // A write to a pipe that nobody reads would hold its thread, and us, for ever.
-    runtime.shutdown_timeout(Duration::from_secs(1));
-    code
+    let outcome = runtime.block_on(cli.run());
+    // A thread that is stuck, in a pipe that nobody reads or at a server that hangs, must not keep
+    // the process: whatever it does may be cut off at any point.
+    runtime.shutdown_timeout(BLOCKED_MAX);
+    outcome
 }

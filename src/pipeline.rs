@@ -53,7 +53,7 @@ pub async fn capture(
 }
 
 /// Moves changes from the journal to one sink until `stop`.
-pub async fn deliver(delivery: &mut Delivery, stop: &CancellationToken) -> Result<()> {
+pub async fn deliver(delivery: &mut Delivery<'_>, stop: &CancellationToken) -> Result<()> {
     while let Some(batch) = delivery.read(stop).await? {
         let cursor = batch.end().unwrap_or(delivery.progress.cursor);
         failpoint::reach("deliver::before_transform");
@@ -88,7 +88,7 @@ pub struct Cut {
 }
 
 /// One sink with all that its loop needs.
-pub struct Delivery {
+pub struct Delivery<'a> {
     /// The sink's name.
     pub name: String,
     /// Where the changes come from; stands at the progress' cursor.
@@ -96,7 +96,7 @@ pub struct Delivery {
     /// What this sink wants to see.
     pub filter: Filter,
     /// The target, open.
-    pub sink: Box<dyn Sink>,
+    pub sink: &'a mut dyn Sink,
     /// Where progress is kept for those targets that cannot.
     pub catalog: Catalog,
     /// What the sink has; runs ahead of what is recorded only over filtered changes and over
@@ -116,7 +116,7 @@ pub struct Delivery {
 /// often.
 const RECORD_EVERY: Duration = Duration::from_secs(1);
 
-impl Delivery {
+impl Delivery<'_> {
     /// Waits for changes; `None` at a stop.
     async fn read(&mut self, stop: &CancellationToken) -> Result<Option<Batch>> {
         loop {

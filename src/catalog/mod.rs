@@ -204,29 +204,17 @@ impl Catalog {
     ) -> Result<u64> {
         let failed = |error| failed("begin a new epoch of", name, error);
         let mut transaction = self.pool.begin().await.map_err(failed)?;
-        let row = sqlx::query(
-            "UPDATE sink SET epoch = epoch + 1, cursor = ?, updated_at = ?
-             WHERE name = ? RETURNING epoch",
-        )
-        .bind(integer(cursor))
-        .bind(Timestamp::now().0)
-        .bind(name)
-        .fetch_one(&mut *transaction)
-        .await
-        .map_err(failed)?;
-        let epoch: i64 = row.try_get(0).map_err(failed)?;
-        let detail = serde_json::json!({"epoch": epoch, "cursor": cursor, "why": why}).to_string();
-        insert_event(&mut transaction, (actor, "begin_epoch", name, &detail))
-            .await
-            .map_err(failed)?;
+        let epoch = begin_epoch(&mut transaction, (name, cursor), actor, why).await;
+        let epoch = epoch.map_err(failed)?;
         transaction.commit().await.map_err(failed)?;
-        Ok(unsigned(epoch))
+        Ok(epoch)
     }
 
     /// Gives up `[from, to)` for a sink, because the disk is short, and moves it to `to` in a new
     /// epoch; the range stays on record.
     pub async fn release(&self, name: &str, lost: &LostRange) -> Result<u64> {
         let failed = |error| failed("record a lost range of", name, error);
+        let mut transaction = self.pool.begin().await.map_err(failed)?;
         sqlx::query(
             "INSERT INTO lost_range (sink, from_offset, to_offset, reason, at)
              VALUES (?, ?, ?, ?, ?)",
@@ -236,10 +224,13 @@ impl Catalog {
         .bind(integer(lost.to))
         .bind(&lost.reason)
         .bind(Timestamp::now().0)
-        .execute(&self.pool)
+        .execute(&mut *transaction)
         .await
         .map_err(failed)?;
-        self.begin_epoch(name, lost.to, "walrace", &lost.reason).await
+        let epoch = begin_epoch(&mut transaction, (name, lost.to), "walrace", &lost.reason).await;
+        let epoch = epoch.map_err(failed)?;
+        transaction.commit().await.map_err(failed)?;
+        Ok(epoch)
     }
 
     /// The ranges that a sink never got, oldest first.
@@ -276,6 +267,27 @@ impl Catalog {
     }
 }
 
+async fn begin_epoch(
+    connection: &mut sqlx::SqliteConnection,
+    (name, cursor): (&str, u64),
+    actor: &str,
+    why: &str,
+) -> sqlx::Result<u64> {
+    let row = sqlx::query(
+        "UPDATE sink SET epoch = epoch + 1, cursor = ?, updated_at = ?
+         WHERE name = ? RETURNING epoch",
+    )
+    .bind(integer(cursor))
+    .bind(Timestamp::now().0)
+    .bind(name)
+    .fetch_one(&mut *connection)
+    .await?;
+    let epoch: i64 = row.try_get(0)?;
+    let detail = serde_json::json!({"epoch": epoch, "cursor": cursor, "why": why}).to_string();
+    insert_event(connection, (actor, "begin_epoch", name, &detail)).await?;
+    Ok(unsigned(epoch))
+}
+
 async fn insert_event(
     connection: &mut sqlx::SqliteConnection,
     (actor, action, object, detail): (&str, &str, &str, &str),
@@ -306,15 +318,17 @@ fn registered(row: &sqlx::sqlite::SqliteRow) -> sqlx::Result<Registered> {
     })
 }
 
-/// Busy and full files heal; anything else means that the file is not what we wrote.
+/// Busy, slow and full files heal; anything else means that the file is not what we wrote.
 fn failed(what: &str, object: &str, error: sqlx::Error) -> Error {
     let code = error.as_database_error().and_then(|error| error.code()).unwrap_or_default();
     let primary = code.parse::<i32>().unwrap_or_default() & 0xFF;
+    let slow = matches!(error, sqlx::Error::PoolTimedOut | sqlx::Error::Io(_));
     const BUSY: i32 = 5;
     const IO_ERROR: i32 = 10;
     const FULL: i32 = 13;
     let class = match primary {
         BUSY | IO_ERROR | FULL => Class::Retry,
+        _ if slow => Class::Retry,
         _ => Class::Damaged,
     };
     let error =

@@ -332,8 +332,11 @@ impl Journal {
     }
 
     /// The first offset of the second segment: what could be read after the oldest is removed.
+    /// `None` where that must stay, because all that follows it is an open transaction.
     pub fn second_segment_start(&self) -> Option<u64> {
-        self.store.view().segments.get(1).map(|segment| segment.base)
+        let view = self.store.view();
+        let (oldest, next) = (view.segments.front()?, view.segments.get(1)?);
+        (oldest.base < view.commit_base).then_some(next.base)
     }
 
     /// How far a reader whose next change is the one at `offset` is behind; `None` where it is

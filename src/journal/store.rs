@@ -40,6 +40,8 @@ pub(super) struct View {
     pub(super) identity: Identity,
     /// The oldest first; the last is being written.
     pub(super) segments: VecDeque<Segment>,
+    /// The segment that has the last commit: it and all later ones stay.
+    pub(super) commit_base: u64,
     /// Of the last segment.
     pub(super) index: Index,
     pub(super) progress: Option<Position>,
@@ -72,6 +74,7 @@ impl Store {
             view: Mutex::new(View {
                 identity,
                 segments: VecDeque::new(),
+                commit_base: 0,
                 index: Index::default(),
                 progress: None,
                 gaps: Vec::new(),
@@ -107,6 +110,7 @@ impl Store {
         }
         if let Some(last) = found.last() {
             let base = last.header.base;
+            view.commit_base = base;
             view.segments.push_back(Segment {
                 path: last.path.clone(),
                 base,

@@ -46,8 +46,6 @@ pub(super) enum Command {
 pub(super) struct Writer {
     store: Arc<Store>,
     active: Active,
-    /// The segment that has the last commit: it and all later ones stay.
-    commit_base: u64,
     /// A transaction is open at the end.
     open: bool,
     /// Positions may not go back below this.
@@ -62,7 +60,6 @@ impl Writer {
     pub(super) fn new(store: Arc<Store>, recovered: &Recovered) -> Result<Self> {
         let active = reopen(&*store.options.disk, recovered)?;
         Ok(Self {
-            commit_base: active.header.base,
             active,
             open: false,
             floor: recovered.scan.progress,
@@ -121,7 +118,7 @@ impl Writer {
         self.open = batch.position.is_none();
         self.floor = batch.position.or(self.floor);
         if !self.open {
-            self.commit_base = self.active.header.base;
+            self.store.view().commit_base = self.active.header.base;
         }
         self.show(batch.position);
         let end = (!self.open).then(|| self.active.point().next);
@@ -211,7 +208,6 @@ impl Writer {
         };
         self.active = active;
         self.open = false;
-        self.commit_base = self.active.header.base;
         self.store.ring().abandon();
         self.store.adopt(&recovered);
         Ok(())
@@ -256,7 +252,7 @@ impl Writer {
         self.usable()?;
         let chosen = {
             let view = self.store.view();
-            retention::oldest_to_remove(&view.segments, &retention, self.commit_base)
+            retention::oldest_to_remove(&view.segments, &retention, view.commit_base)
         };
         let Some(segment) = chosen else { return Ok(0) };
         let options = &self.store.options;
@@ -340,10 +336,10 @@ impl Writer {
                 return Err(self.fail(&format!("cannot begin {}", path.display()), &error));
             }
         }
-        if !self.open {
-            self.commit_base = header.base;
-        }
         let mut view = store.view();
+        if !self.open {
+            view.commit_base = header.base;
+        }
         let (base, summary) = (header.base, Summary::EMPTY);
         let sealed = std::mem::take(&mut view.index);
         let last = view.segments.back().map(|segment| segment.base);

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -10,6 +10,7 @@ use std::{
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::{error, warn};
 
 use super::{
     capturing::Capturing,
@@ -18,7 +19,7 @@ use super::{
 };
 use crate::{
     catalog::{self, Catalog, LostRange, Registered},
-    change::Timestamp,
+    change::{Change, Timestamp},
     config::{self, From},
     error::{Error, Result},
     journal::{Journal, Lag, Limits},
@@ -42,8 +43,11 @@ pub(super) struct Delivering {
     part: Part,
     stats: Arc<SinkStats>,
     lost_changes: AtomicU64,
-    /// Cancelled when the sink was released, so that its loop begins anew behind the lost range.
-    restart: std::sync::Mutex<CancellationToken>,
+    /// Held by the loop while it delivers. It outlives a failed attempt, with what it knows: a
+    /// time that the target asked for, or the place in a queue.
+    sink: tokio::sync::Mutex<Option<Box<dyn Sink>>>,
+    /// Cancelled to cut an attempt off, so that the sink can be released.
+    restart: Mutex<CancellationToken>,
 }
 
 impl Delivering {
@@ -63,7 +67,8 @@ impl Delivering {
             part: Part::new("sink", name),
             stats: Arc::default(),
             lost_changes: AtomicU64::new(0),
-            restart: std::sync::Mutex::default(),
+            sink: tokio::sync::Mutex::default(),
+            restart: Mutex::default(),
         }
     }
 
@@ -81,7 +86,7 @@ impl Delivering {
         let cursor = match &self.config.from {
             From::Start => self.journal.start(),
             From::Now => self.journal.end(),
-            From::Offset(offset) => *offset,
+            From::Offset(offset) => self.check_offset(*offset)?,
             From::Time(time) => self.journal.offset_at(*time)?,
             From::Token(token) => self.journal.resume(&token.parse()?)?,
         };
@@ -90,6 +95,19 @@ impl Delivering {
         self.catalog.register(&self.name, &self.source, &progress).await?;
         self.stats.begin(cursor, cursor);
         Ok(Registered { source: self.source.clone(), progress, started: false })
+    }
+
+    /// Before it is registered: afterwards only another name would free the sink of a slip.
+    fn check_offset(&self, offset: u64) -> Result<u64> {
+        let (start, end) = (self.journal.start(), self.journal.end());
+        if (start..=end).contains(&offset) {
+            return Ok(offset);
+        }
+        Err(Error::config(format!(
+            "sink {} cannot begin at offset {offset}: the journal holds {start} to {end}",
+            self.name
+        ))
+        .remedy("set `from` to an offset within it, or to \"start\" or \"now\""))
     }
 
     fn check_lineage(&self, registered: &Registered) -> Result<()> {
@@ -106,38 +124,54 @@ impl Delivering {
 
     /// Delivers until `stop`, or until a person must act.
     pub(super) async fn run(self: Arc<Self>, stop: CancellationToken) {
+        self.repeat(&stop).await;
+        self.close().await;
+    }
+
+    /// Lets go of the sink: whoever reads a queue learns by it that nothing more comes.
+    pub(super) async fn close(&self) {
+        *self.sink.lock().await = None;
+    }
+
+    async fn repeat(&self, stop: &CancellationToken) {
         let (min, max) = (self.config.retry_ms_min, self.config.retry_ms_max);
         let mut backoff = Backoff::new(Duration::from_millis(min), Duration::from_millis(max));
         loop {
             let before = self.stats.cursor();
-            let restart = stop.child_token();
-            *self.restart.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
-                restart.clone();
-            let outcome = self.attempt(&restart).await;
+            let restart = CancellationToken::new();
+            *self.restart.lock().unwrap_or_else(PoisonError::into_inner) = restart.clone();
+            let outcome = tokio::select! {
+                biased;
+                () = restart.cancelled() => continue, // it begins anew behind the lost range
+                outcome = self.attempt(stop) => outcome,
+            };
             if stop.is_cancelled() {
                 return;
             }
-            let error = match outcome {
-                Err(error) if !restart.is_cancelled() => error,
-                _ => continue, // released: it begins anew behind the lost range
-            };
+            let Err(error) = outcome else { continue };
             self.stats.fail();
             if self.stats.cursor() > before {
                 backoff.reset();
             }
-            if self.part.failed(&error, &mut backoff, &stop).await == Next::Stop {
+            if self.part.failed(&error, &mut backoff, stop).await == Next::Stop {
                 return;
             }
         }
     }
 
     async fn attempt(&self, stop: &CancellationToken) -> Result<()> {
+        let mut held = self.sink.lock().await;
         let registered = self.register().await?;
-        let mut sink = sink::open(&self.name, &self.config, &self.context)?;
-        let keeps = sink.capabilities().transactional_progress;
+        let sink = self.opened(&mut held)?;
         let target = sink.open().await?;
+        let keeps = sink.capabilities().transactional_progress;
         let progress = catalog::reconcile(&self.name, &registered, target, keeps)?;
         let mut delivery = self.delivery(sink, progress, registered.progress.cursor)?;
+        if progress.epoch == registered.progress.epoch
+            && progress.cursor < registered.progress.cursor
+        {
+            delivery.progress.epoch = self.rewind(progress.cursor, &registered).await?;
+        }
         tokio::select! {
             outcome = pipeline::deliver(&mut delivery, stop) => outcome,
             never = self.show_running() => never,
@@ -158,7 +192,28 @@ impl Delivering {
         std::future::pending().await
     }
 
-    fn delivery(&self, sink: Box<dyn Sink>, progress: Progress, recorded: u64) -> Result<Delivery> {
+    /// A target that was put back in its epoch begins another, because progress never falls within
+    /// one.
+    async fn rewind(&self, cursor: u64, registered: &Registered) -> Result<u64> {
+        let had = registered.progress.cursor;
+        let why = format!("the target was put back: it has offset {cursor}, and had {had}");
+        warn!("sink {} is rewound: {why}", self.name);
+        self.catalog.begin_epoch(&self.name, cursor, "walrace", &why).await
+    }
+
+    fn opened<'a>(&self, held: &'a mut Option<Box<dyn Sink>>) -> Result<&'a mut dyn Sink> {
+        Ok(match held {
+            Some(sink) => sink.as_mut(),
+            None => held.insert(sink::open(&self.name, &self.config, &self.context)?).as_mut(),
+        })
+    }
+
+    fn delivery<'a>(
+        &self,
+        sink: &'a mut dyn Sink,
+        progress: Progress,
+        recorded: u64,
+    ) -> Result<Delivery<'a>> {
         let end = self.journal.end();
         if progress.cursor > end {
             return Err(Error::damaged(format!(
@@ -189,31 +244,53 @@ impl Delivering {
         })
     }
 
-    /// A file has no batches for its readers, and larger ones cost fewer syncs.
+    /// A file has no batches for its readers, and larger ones cost fewer syncs; what changes take
+    /// beside their rows stays within the same bytes.
     fn batch_changes_max(&self) -> usize {
         match self.config.kind {
-            config::SinkKind::File(_) => usize::MAX,
+            config::SinkKind::File(_) => (self.config.batch_bytes_max / size_of::<Change>()).max(1),
             _ => self.config.batch_changes_max,
         }
     }
 
     /// Gives up what the journal must drop for want of disk: the range stays on record, and the
-    /// loop goes on behind it in a new epoch.
+    /// loop goes on behind it in a new epoch. A sink that has more than the catalog knew loses only
+    /// what it really lacks.
     pub(super) async fn release(&self, to: u64, reason: &str) -> Result<()> {
-        let lost = LostRange { from: self.stats.recorded(), to, reason: reason.to_owned() };
-        self.catalog.release(&self.name, &lost).await?;
-        self.lost_changes.fetch_add(lost.to - lost.from, Relaxed);
+        // The sink is asked for before the loop is cut off, so that it is had before the loop
+        // begins anew: nothing moves the old epoch while the new one begins.
+        let cut_off = async {
+            self.restart.lock().unwrap_or_else(PoisonError::into_inner).cancel();
+        };
+        let (mut held, ()) = tokio::join!(biased; self.sink.lock(), cut_off);
+        let progress = self.progress(&mut held).await?;
+        let from = progress.cursor;
+        if from >= to {
+            self.catalog.advance(&self.name, &progress).await?;
+            self.stats.begin(from, from);
+            return Ok(());
+        }
+        let name = &self.name;
+        error!("sink {name} loses offsets {from} to {to}: {reason}; a backfill repairs it");
+        let lost = LostRange { from, to, reason: reason.to_owned() };
+        self.catalog.release(name, &lost).await?;
+        self.lost_changes.fetch_add(to - from, Relaxed);
         self.stats.begin(to, to);
-        self.restart.lock().unwrap_or_else(std::sync::PoisonError::into_inner).cancel();
         Ok(())
+    }
+
+    /// What the sink has: by its target where that keeps progress and can be asked.
+    async fn progress(&self, held: &mut Option<Box<dyn Sink>>) -> Result<Progress> {
+        let registered = self.register().await?;
+        let sink = self.opened(held)?;
+        let keeps = sink.capabilities().transactional_progress;
+        let target = sink.peek().await.ok().flatten();
+        Ok(catalog::reconcile(&self.name, &registered, target, keeps)
+            .unwrap_or(registered.progress))
     }
 
     pub(super) fn filter(&self) -> Filter {
         Filter::new(&self.config).reads(self.config.reads)
-    }
-
-    pub(super) fn name(&self) -> &str {
-        &self.name
     }
 
     pub(super) fn source(&self) -> &str {

@@ -155,6 +155,9 @@ impl Walrace {
             );
             tasks.shutdown().await;
         }
+        for sink in self.sinks.values() {
+            sink.close().await;
+        }
         self.catalog.close().await;
     }
 }

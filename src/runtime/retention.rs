@@ -77,11 +77,6 @@ async fn trim(
         return Ok(());
     };
     let reason = format!("the journal reached bytes_max = {}", limits.bytes_max);
-    error!(
-        "sink {} loses offsets {} to {to}: {reason}; a backfill repairs it",
-        release.name(),
-        release.needs()
-    );
     release.release(to, &reason).await
 }
 

@@ -1,8 +1,11 @@
 //! Where changes go: one trait, one file for each kind of target, one `match` that opens them.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use async_trait::async_trait;
@@ -136,4 +139,10 @@ pub trait Sink: Send {
 
     /// Flushes and lets go. Nothing is lost when it is never called.
     async fn close(&mut self) -> Result<()>;
+}
+
+impl fmt::Debug for dyn Sink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Sink")
+    }
 }

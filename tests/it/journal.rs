@@ -331,6 +331,23 @@ fn retention_takes_only_what_is_below_the_cursor_and_the_start_survives_a_restar
 }
 
 #[test]
+fn no_offset_of_an_open_transaction_is_where_a_reader_could_go_on() {
+    block_on(async {
+        let disk = PowerCut::default();
+        let journal = Journal::open(options(&disk, 600)).unwrap();
+        journal.append(committed(1, 2, &table("orders"))).await.unwrap();
+        for _ in 0..10 {
+            let changes = transaction(2, 5, &table("orders"));
+            journal.append(Batch { changes, position: None }).await.unwrap();
+        }
+        assert!(journal.info().segments > 2);
+        assert_eq!(journal.second_segment_start(), None, "the last commit is in the oldest");
+        journal.append(committed(2, 1, &table("orders"))).await.unwrap();
+        assert!(journal.second_segment_start().is_some_and(|start| start <= journal.end()));
+    });
+}
+
+#[test]
 fn a_time_finds_the_blocks_that_overlap_it_though_commit_times_jump() {
     block_on(async {
         let disk = PowerCut::default();

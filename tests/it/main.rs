@@ -24,6 +24,7 @@ mod journal_model;
 mod journal_power_cut;
 mod kit;
 mod operation;
+mod progress;
 mod sink;
 mod source;
 mod source_history;

@@ -149,6 +149,9 @@ impl Assembler {
         let changes = std::mem::take(&mut self.pending);
         self.bytes = last.bytes();
         self.pending.push(last);
+        // A position from before the transaction, behind a part of it, would commit that part. The
+        // transaction's own end passes it.
+        (self.closed, self.position) = (0, None);
         (!changes.is_empty()).then_some(Batch { changes, position: None })
     }
 
@@ -226,7 +229,10 @@ impl Assembler {
             (false, None) if lsn <= self.progress => return Ok(()),
             (false, None) => {
                 let commit_time = change::Timestamp::now();
-                (Transaction { xid: 0, commit_lsn: lsn, commit_time }, 0)
+                // Inside its record, which ends at `lsn`: where the record behind it is a commit,
+                // that is the place, and the idempotency key, of another change.
+                let commit_lsn = Lsn(lsn.0.saturating_sub(1));
+                (Transaction { xid: 0, commit_lsn, commit_time }, 0)
             }
         };
         let free = !message.transactional;
@@ -384,6 +390,20 @@ mod tests {
     }
 
     #[test]
+    fn a_keepalive_before_a_large_transaction_never_commits_a_part_of_it() {
+        let mut cut = assembler(0, &[]);
+        cut.nothing_below(Lsn(50));
+        for bytes in [encode::begin(100, 9), relation_bytes(), insert("1"), insert("2")] {
+            feed(&mut cut, bytes, &mut resolve).unwrap();
+        }
+        assert_eq!(cut.take_open().unwrap().position, None);
+        assert!(!cut.has_moved());
+        assert!(cut.take_closed().is_none(), "a position inside an open transaction");
+        feed(&mut cut, encode::commit(100, 120), &mut resolve).unwrap();
+        assert_eq!(cut.take_closed().unwrap().position.unwrap().lsn, Lsn(120));
+    }
+
+    #[test]
     fn what_the_journal_has_already_is_dropped() {
         let again =
             [encode::begin(100, 9), relation_bytes(), insert("1"), encode::commit(100, 120)];
@@ -432,10 +452,27 @@ mod tests {
         let batch = assembler.take_closed().unwrap();
         let change = &batch.changes[0];
         assert_eq!((change.transaction.xid, change.index, change.closes_transaction), (0, 0, true));
-        assert_eq!(change.transaction.commit_lsn, Lsn(77));
+        assert_eq!(change.transaction.commit_lsn, Lsn(76));
         assert_eq!(batch.position.unwrap().lsn, Lsn(77));
         feed(&mut assembler, encode::message(false, 77, "note", b""), &mut resolve).unwrap();
         assert!(assembler.take_closed().is_none(), "it was sent again");
+    }
+
+    #[test]
+    fn a_free_message_right_before_a_commit_has_a_place_of_its_own() {
+        let mut assembler = assembler(
+            0,
+            &[
+                encode::message(false, 100, "note", b""),
+                encode::begin(100, 9),
+                relation_bytes(),
+                insert("1"),
+                encode::commit(100, 120),
+            ],
+        );
+        let changes = assembler.take_closed().unwrap().changes;
+        assert!(changes[0].position(1) < changes[1].position(1));
+        assert_ne!(changes[0].idempotency_key(), changes[1].idempotency_key());
     }
 
     #[test]
