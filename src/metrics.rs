@@ -30,7 +30,7 @@ struct Build {
 type SourceGauge = (&'static str, &'static str, Option<Unit>, fn(&SourceStatus) -> Option<u64>);
 type SinkGauge = (&'static str, &'static str, Option<Unit>, fn(&SinkStatus) -> Option<u64>);
 
-const SOURCE_GAUGES: [SourceGauge; 8] = [
+const SOURCE_GAUGES: [SourceGauge; 11] = [
     ("source_up", "1 while the source is captured", None, |s| Some(s.state.is_running().into())),
     (
         "source_behind",
@@ -45,6 +45,15 @@ const SOURCE_GAUGES: [SourceGauge; 8] = [
         s.confirmed.map(|lsn| lsn.0)
     }),
     ("journal", "Disk that the journal takes", Some(Unit::Bytes), |s| Some(s.journal.bytes)),
+    ("journal_bytes_max", "The limit of the journal; 0 is none", None, |s| {
+        Some(s.journal_bytes_max)
+    }),
+    ("journal_reserve", "What stays free on the journal's volume", Some(Unit::Bytes), |s| {
+        Some(s.journal_reserve_bytes)
+    }),
+    ("journal_free", "What is free on the journal's volume", Some(Unit::Bytes), |s| {
+        s.journal_free_bytes
+    }),
     ("journal_start_offset", "The oldest offset in the journal", None, |s| Some(s.journal.start)),
     ("journal_end_offset", "The offset after the last durable commit", None, |s| {
         Some(s.journal.end)
@@ -52,9 +61,12 @@ const SOURCE_GAUGES: [SourceGauge; 8] = [
     ("journal_segments", "Segments on disk", None, |s| Some(s.journal.segments as u64)),
 ];
 
-const SINK_GAUGES: [SinkGauge; 5] = [
+const SINK_GAUGES: [SinkGauge; 6] = [
     ("sink_up", "1 while the sink is delivering", None, |s| Some(s.state.is_running().into())),
     ("sink_cursor", "The offset after the last change that the sink has", None, |s| Some(s.cursor)),
+    ("sink_lost_changes", "Offsets that the sink will never get, for want of disk", None, |s| {
+        Some(s.lost_changes)
+    }),
     ("sink_behind_changes", "Changes in the journal that the sink does not have", None, |s| {
         Some(s.behind_changes)
     }),

@@ -168,11 +168,7 @@ impl Delivery<'_> {
     async fn write(&mut self, batch: Batch, cursor: u64) -> Result<()> {
         if batch.changes.is_empty() {
             self.progress.cursor = cursor;
-            return if self.recorded_at.elapsed() < RECORD_EVERY {
-                Ok(())
-            } else {
-                self.record().await
-            };
+            return if self.is_record_due() { self.record().await } else { Ok(()) };
         }
         let mut parts = vec![batch];
         while let Some(mut part) = parts.pop() {
@@ -222,11 +218,15 @@ impl Delivery<'_> {
         self.written = cursor;
         self.stats.delivered(batch, cursor);
         let lazy = self.sink.capabilities().transactional_progress;
-        if lazy && self.recorded_at.elapsed() < RECORD_EVERY {
+        if lazy && !self.is_record_due() {
             return Ok(());
         }
         failpoint::reach("deliver::before_advance");
         self.record().await
+    }
+
+    fn is_record_due(&self) -> bool {
+        self.recorded_at.elapsed() >= RECORD_EVERY || self.stats.is_record_wanted()
     }
 
     /// Makes the progress durable in the catalog, and before that at a target that keeps its own.

@@ -71,7 +71,7 @@ impl Catalog {
             .max_connections(1) // one writer; readers of this file are few and short
             .connect_with(options)
             .await
-            .class(Class::Config, open)?;
+            .map_err(|error| unopened(&path, error))?;
         let catalog = Self { pool };
         catalog.migrate().await.context(open)?;
         Ok(catalog)
@@ -210,23 +210,12 @@ impl Catalog {
         Ok(epoch)
     }
 
-    /// Gives up `[from, to)` for a sink, because the disk is short, and moves it to `to` in a new
-    /// epoch; the range stays on record.
+    /// Gives up a range for a sink, because the disk is short, and moves it behind in a new epoch,
+    /// both or neither; the range stays on record, as one with the range that it continues.
     pub async fn release(&self, name: &str, lost: &LostRange) -> Result<u64> {
         let failed = |error| failed("record a lost range of", name, error);
         let mut transaction = self.pool.begin().await.map_err(failed)?;
-        sqlx::query(
-            "INSERT INTO lost_range (sink, from_offset, to_offset, reason, at)
-             VALUES (?, ?, ?, ?, ?)",
-        )
-        .bind(name)
-        .bind(integer(lost.from))
-        .bind(integer(lost.to))
-        .bind(&lost.reason)
-        .bind(Timestamp::now().0)
-        .execute(&mut *transaction)
-        .await
-        .map_err(failed)?;
+        insert_lost_range(&mut transaction, name, lost).await.map_err(failed)?;
         let epoch = begin_epoch(&mut transaction, (name, lost.to), "walrace", &lost.reason).await;
         let epoch = epoch.map_err(failed)?;
         transaction.commit().await.map_err(failed)?;
@@ -288,6 +277,39 @@ async fn begin_epoch(
     Ok(unsigned(epoch))
 }
 
+async fn insert_lost_range(
+    connection: &mut sqlx::SqliteConnection,
+    name: &str,
+    lost: &LostRange,
+) -> sqlx::Result<()> {
+    let now = Timestamp::now().0;
+    let longer = sqlx::query(
+        "UPDATE lost_range SET to_offset = ?, at = ?
+         WHERE sink = ? AND to_offset = ? AND reason = ?",
+    )
+    .bind(integer(lost.to))
+    .bind(now)
+    .bind(name)
+    .bind(integer(lost.from))
+    .bind(&lost.reason)
+    .execute(&mut *connection)
+    .await?;
+    if longer.rows_affected() > 0 {
+        return Ok(());
+    }
+    sqlx::query(
+        "INSERT INTO lost_range (sink, from_offset, to_offset, reason, at) VALUES (?, ?, ?, ?, ?)",
+    )
+    .bind(name)
+    .bind(integer(lost.from))
+    .bind(integer(lost.to))
+    .bind(&lost.reason)
+    .bind(now)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
 async fn insert_event(
     connection: &mut sqlx::SqliteConnection,
     (actor, action, object, detail): (&str, &str, &str, &str),
@@ -318,14 +340,35 @@ fn registered(row: &sqlx::sqlite::SqliteRow) -> sqlx::Result<Registered> {
     })
 }
 
+/// SQLite's primary and extended result codes.
+const BUSY: i32 = 5;
+const IO_ERROR: i32 = 10;
+const FULL: i32 = 13;
+const IO_ERROR_SHARED_MEMORY_SIZE: i32 = 4874;
+
+const FULL_REMEDY: &str = "free space on the volume of data_dir";
+
+fn code_of(error: &sqlx::Error) -> i32 {
+    let code = error.as_database_error().and_then(|error| error.code()).unwrap_or_default();
+    code.parse().unwrap_or_default()
+}
+
+/// A start on a full disk finds no room for the file that SQLite's readers share.
+fn unopened(path: &Path, error: sqlx::Error) -> Error {
+    let path = path.display();
+    let code = code_of(&error);
+    if code == IO_ERROR_SHARED_MEMORY_SIZE || code & 0xFF == FULL {
+        return Error::retry(format!("cannot open the catalog {path}: its disk is full"))
+            .caused_by(error)
+            .remedy(FULL_REMEDY);
+    }
+    Error::config(format!("cannot open the catalog {path}")).caused_by(error)
+}
+
 /// Busy, slow and full files heal; anything else means that the file is not what we wrote.
 fn failed(what: &str, object: &str, error: sqlx::Error) -> Error {
-    let code = error.as_database_error().and_then(|error| error.code()).unwrap_or_default();
-    let primary = code.parse::<i32>().unwrap_or_default() & 0xFF;
+    let primary = code_of(&error) & 0xFF;
     let slow = matches!(error, sqlx::Error::PoolTimedOut | sqlx::Error::Io(_));
-    const BUSY: i32 = 5;
-    const IO_ERROR: i32 = 10;
-    const FULL: i32 = 13;
     let class = match primary {
         BUSY | IO_ERROR | FULL => Class::Retry,
         _ if slow => Class::Retry,
@@ -334,7 +377,7 @@ fn failed(what: &str, object: &str, error: sqlx::Error) -> Error {
     let error =
         Error::new(class, format!("cannot {what} {object} in the catalog")).caused_by(error);
     match primary {
-        FULL => error.remedy("free space on the volume of data_dir"),
+        FULL => error.remedy(FULL_REMEDY),
         _ => error,
     }
 }
@@ -390,7 +433,14 @@ mod tests {
         catalog.register("hook", "app", &progress(1, 5)).await.unwrap();
         let lost = LostRange { from: 5, to: 90, reason: "the disk is short".into() };
         catalog.release("hook", &lost).await.unwrap();
-        assert_eq!(catalog.lost_ranges("hook").await.unwrap(), [lost]);
+        assert_eq!(catalog.lost_ranges("hook").await.unwrap(), std::slice::from_ref(&lost));
         assert_eq!(catalog.sink("hook").await.unwrap().unwrap().progress, progress(2, 90));
+        let next = LostRange { from: 90, to: 95, ..lost.clone() };
+        let later = LostRange { from: 99, to: 120, ..lost.clone() };
+        catalog.release("hook", &next).await.unwrap();
+        catalog.release("hook", &later).await.unwrap();
+        let ranges = catalog.lost_ranges("hook").await.unwrap();
+        assert_eq!(ranges, [LostRange { to: 95, ..lost }, later], "what continues is one range");
+        assert_eq!(catalog.sink("hook").await.unwrap().unwrap().progress, progress(4, 120));
     }
 }

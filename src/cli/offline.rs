@@ -83,6 +83,9 @@ impl<'a> Offline<'a> {
             stalled_seconds: 0,
             captured_changes: 0,
             journal,
+            journal_bytes_max: self.config.journal.bytes_max,
+            journal_reserve_bytes: self.config.journal.reserve_bytes,
+            journal_free_bytes: None,
         })
     }
 

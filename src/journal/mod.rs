@@ -357,6 +357,21 @@ impl Journal {
         }
     }
 
+    /// `Retry` where nothing may be appended for want of disk.
+    pub async fn check_room(&self) -> Result<()> {
+        self.ask(Command::CheckRoom).await
+    }
+
+    /// Bytes that are free on its volume. Blocks.
+    pub fn free_bytes(&self) -> Result<u64> {
+        let directory = &self.store.options.directory;
+        self.store
+            .options
+            .disk
+            .free_bytes(directory)
+            .class(Class::Retry, || format!("cannot look at the disk of {}", directory.display()))
+    }
+
     /// What it holds.
     pub fn info(&self) -> Info {
         self.store.info()

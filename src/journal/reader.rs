@@ -179,7 +179,12 @@ impl Cursor {
                 None => self.open.insert(Open::seek(store, offset)?),
             };
             let Some(end) = store.bytes_of(open.segment.base) else {
-                return Err(store.gone(offset));
+                if offset < store.start() {
+                    return Err(store.gone(offset));
+                }
+                // Read to its end, and removed because every sink has it.
+                self.open = None;
+                continue;
             };
             if open.at >= end {
                 if open.next > offset || !store.follows(open.segment.base) {

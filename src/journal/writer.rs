@@ -35,6 +35,7 @@ pub(super) type Reply<T> = oneshot::Sender<Result<T>>;
 pub(super) enum Command {
     Append(Batch, Reply<()>),
     Abandon(Reply<()>),
+    CheckRoom(Reply<()>),
     Gap(Gap, Reply<()>),
     Origin(Origin, Reply<()>),
     /// Removes one segment; answers with its bytes, or 0 where none may go.
@@ -76,6 +77,7 @@ impl Writer {
             match command {
                 Command::Append(batch, reply) => drop(reply.send(self.append(batch))),
                 Command::Abandon(reply) => drop(reply.send(self.abandon())),
+                Command::CheckRoom(reply) => drop(reply.send(self.check_space())),
                 Command::Gap(gap, reply) => drop(reply.send(self.record_gap(&gap))),
                 Command::Origin(origin, reply) => drop(reply.send(self.set_origin(origin))),
                 Command::Trim(retention, reply) => drop(reply.send(self.trim(retention))),
@@ -354,11 +356,13 @@ impl Writer {
 
     /// Refuses to write where the volume has less left than the reserve.
     fn check_space(&mut self) -> Result<()> {
+        let options = &self.store.options;
+        // A small reserve is watched more closely, or it would be gone between two looks.
+        let bytes_max = SPACE_BYTES.min(options.reserve_bytes / 8);
         let recent = self.space_seen.is_some_and(|seen| seen.elapsed() < SPACE_INTERVAL);
-        if recent && self.space_bytes < SPACE_BYTES {
+        if recent && self.space_bytes <= bytes_max {
             return Ok(());
         }
-        let options = &self.store.options;
         let free = options
             .disk
             .free_bytes(&options.directory)
@@ -367,8 +371,10 @@ impl Writer {
             let directory = options.directory.display();
             let reserve = options.reserve_bytes;
             self.space_seen = None;
+            // Not the bytes that are left: the reason would be another one at each look.
             return Err(Error::retry(format!(
-                "the disk of {directory} has {free} bytes left, and {reserve} are kept in reserve"
+                "capture is paused: the disk of {directory} has less left than the {reserve} bytes \
+                 kept in reserve"
             ))
             .remedy(
                 "free space on that volume, or lower journal.bytes_max; capture goes on by itself",

@@ -25,6 +25,9 @@ use crate::{
 const RECONNECT_MIN: Duration = Duration::from_millis(200);
 const RECONNECT_MAX: Duration = Duration::from_secs(15);
 
+/// How soon a paused capture looks for room again, at most.
+const LOOK_AGAIN_MAX: Duration = Duration::from_secs(2);
+
 /// How often the server is asked what WAL it keeps for the slot.
 const ASK_EVERY: Duration = Duration::from_secs(10);
 
@@ -42,13 +45,25 @@ pub(super) struct Capturing {
     stats: Mutex<Option<Arc<Stats>>>,
     asked: Mutex<Option<Asked>>,
     movement: Mutex<Movement>,
-    pause: Mutex<Pause>,
+    gate: Mutex<Gate>,
+    limits: config::Journal,
+    free_bytes: Mutex<Option<u64>>,
 }
 
-/// Why capture must wait although the source would send, and the token that ends a running loop.
+/// Why capture must wait although the source would send, and what ends that.
+#[derive(Clone, Debug)]
+pub(super) struct Pause {
+    pub(super) reason: String,
+    pub(super) remedy: String,
+}
+
+/// Whether capture may run, and the token that ends a running loop.
 #[derive(Debug, Default)]
-struct Pause {
-    reason: Option<String>,
+struct Gate {
+    /// By the journal's limit.
+    pause: Option<Pause>,
+    /// The slot is being dropped, which no reader may hold.
+    dropping: bool,
     running: CancellationToken,
 }
 
@@ -69,7 +84,12 @@ struct Movement {
 }
 
 impl Capturing {
-    pub(super) fn new(name: &str, config: config::Source, journal: Journal) -> Self {
+    pub(super) fn new(
+        name: &str,
+        config: config::Source,
+        journal: Journal,
+        limits: config::Journal,
+    ) -> Self {
         Self {
             name: name.to_owned(),
             config,
@@ -83,37 +103,60 @@ impl Capturing {
                 server: Lsn(0),
                 at: Instant::now(),
             }),
-            pause: Mutex::default(),
+            gate: Mutex::default(),
+            limits,
+            free_bytes: Mutex::default(),
         }
     }
 
-    /// Stops capture for `reason`, or lets it go on. The slot keeps what is not in the journal.
-    pub(super) fn pause(&self, reason: Option<String>) {
-        let mut pause = self.pause.lock().unwrap_or_else(PoisonError::into_inner);
-        if reason.is_some() && pause.reason.is_none() {
-            pause.running.cancel();
+    /// Stops capture, or lets it go on. The slot keeps what is not in the journal.
+    pub(super) fn pause(&self, pause: Option<Pause>) {
+        let mut gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        if pause.is_some() && gate.pause.is_none() {
+            gate.running.cancel();
         }
-        pause.reason = reason;
+        gate.pause = pause;
     }
 
-    /// A token for one attempt, unless capture must wait.
-    fn begin(&self, stop: &CancellationToken) -> Result<CancellationToken> {
-        let mut pause = self.pause.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(reason) = &pause.reason {
-            return Err(Error::retry(format!("capture is paused: {reason}")));
+    fn keep_off_slot(&self, dropping: bool) {
+        let mut gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        gate.dropping = dropping;
+        if dropping {
+            gate.running.cancel();
         }
-        pause.running = stop.child_token();
-        Ok(pause.running.clone())
+    }
+
+    /// Notes what is free on the journal's volume.
+    pub(super) fn see_free(&self, bytes: u64) {
+        *self.free_bytes.lock().unwrap_or_else(PoisonError::into_inner) = Some(bytes);
+    }
+
+    /// A token for one attempt, unless capture must wait. Room is looked for before the source is
+    /// asked, so that a full disk does not make the server send the same again and again.
+    async fn begin(&self, stop: &CancellationToken) -> Result<CancellationToken> {
+        self.journal.abandon().await?;
+        self.journal.check_room().await?;
+        let mut gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        if gate.dropping {
+            let what = "capture is paused: the slot is being dropped to save the primary";
+            return Err(Error::retry(what));
+        }
+        if let Some(Pause { reason, remedy }) = &gate.pause {
+            return Err(Error::retry(format!("capture is paused: {reason}")).remedy(remedy));
+        }
+        gate.running = stop.child_token();
+        Ok(gate.running.clone())
     }
 
     /// Captures until `stop`, or until a person must act.
     pub(super) async fn run(self: Arc<Self>, stop: CancellationToken) {
         let mut backoff = Backoff::new(RECONNECT_MIN, RECONNECT_MAX);
+        let mut look_again = Backoff::new(RECONNECT_MIN, LOOK_AGAIN_MAX);
         loop {
             let before = self.journal.progress();
-            let outcome = match self.begin(&stop) {
-                Ok(running) => self.attempt(&running).await,
-                Err(paused) => Err(paused),
+            let (outcome, backoff) = match self.begin(&stop).await {
+                Ok(running) => (self.attempt(&running).await, &mut backoff),
+                Err(paused) => (Err(paused), &mut look_again),
             };
             if stop.is_cancelled() {
                 return;
@@ -122,14 +165,13 @@ impl Capturing {
             if self.journal.progress() != before {
                 backoff.reset();
             }
-            if self.part.failed(&error, &mut backoff, &stop).await == Next::Stop {
+            if self.part.failed(&error, backoff, &stop).await == Next::Stop {
                 return;
             }
         }
     }
 
     async fn attempt(&self, stop: &CancellationToken) -> Result<()> {
-        self.journal.abandon().await?;
         let known = Known {
             progress: self.journal.progress(),
             origin: self.journal.origin(),
@@ -206,12 +248,12 @@ impl Capturing {
             return;
         }
         error!("the slot of source {} is dropped, as wal_retained_policy says", self.name);
-        self.pause(Some("the slot is being dropped to save the primary".into()));
+        self.keep_off_slot(true);
         if let Err(error) = source::postgres::drop_slot(&self.name, config).await {
             error!("cannot drop the slot of source {}: {error}", self.name);
             *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = None; // then again
         }
-        self.pause(None);
+        self.keep_off_slot(false);
     }
 
     /// The names that the messages of `sink` may carry.
@@ -244,6 +286,7 @@ impl Capturing {
         };
         let config::Source::Postgres(config) = &self.config;
         let journal = self.journal.info();
+        let free = *self.free_bytes.lock().unwrap_or_else(PoisonError::into_inner);
         SourceStatus {
             name: self.name.clone(),
             state,
@@ -257,6 +300,9 @@ impl Capturing {
                 .stalled(server.unwrap_or_default(), confirmed.unwrap_or_default()),
             captured_changes: journal.end.saturating_sub(self.first_offset),
             journal,
+            journal_bytes_max: self.limits.bytes_max,
+            journal_reserve_bytes: self.limits.reserve_bytes,
+            journal_free_bytes: free,
         }
     }
 

@@ -293,6 +293,23 @@ impl Delivering {
         Filter::new(&self.config).reads(self.config.reads)
     }
 
+    /// Has its progress written down with the next batch, or within a second.
+    pub(super) fn hurry(&self) {
+        self.stats.want_record();
+    }
+
+    /// Whether it would miss something if the journal began at `to`. A sink at work that has it has
+    /// no more to do than to write that down.
+    pub(super) fn lacks(&self, to: u64) -> bool {
+        let running = self.part.state().0.is_running();
+        let has = if running { self.stats.cursor() } else { self.stats.recorded() };
+        has < to
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
     pub(super) fn source(&self) -> &str {
         &self.source
     }

@@ -63,7 +63,7 @@ impl Walrace {
         let mut sources = BTreeMap::new();
         for (name, source) in &config.source {
             let journal = open_journal(&config, name).await?;
-            let capturing = Capturing::new(name, source.clone(), journal);
+            let capturing = Capturing::new(name, source.clone(), journal, config.journal.clone());
             sources.insert(name.clone(), Arc::new(capturing));
         }
         let mut sinks = BTreeMap::new();

@@ -49,6 +49,12 @@ pub struct SourceStatus {
     pub captured_changes: u64,
     /// What the journal holds.
     pub journal: Info,
+    /// The journal's limit, `journal.bytes_max`; 0 is none.
+    pub journal_bytes_max: u64,
+    /// What stays free on the journal's volume, `journal.reserve_bytes`.
+    pub journal_reserve_bytes: u64,
+    /// What is free on the journal's volume, as the running process last saw it.
+    pub journal_free_bytes: Option<u64>,
 }
 
 /// One sink.

@@ -1,6 +1,6 @@
 //! Counters of one sink.
 
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
 
 use crate::change::Batch;
 
@@ -9,6 +9,7 @@ use crate::change::Batch;
 pub struct SinkStats {
     cursor: AtomicU64,
     recorded: AtomicU64,
+    record_wanted: AtomicBool,
     changes: AtomicU64,
     bytes: AtomicU64,
     batches: AtomicU64,
@@ -39,6 +40,17 @@ impl SinkStats {
     pub fn record(&self, cursor: u64) {
         self.cursor.fetch_max(cursor, Relaxed);
         self.recorded.store(cursor, Relaxed);
+        self.record_wanted.store(false, Relaxed);
+    }
+
+    /// Somebody waits for the cursor to become durable.
+    pub fn want_record(&self) {
+        self.record_wanted.store(true, Relaxed);
+    }
+
+    /// Whether somebody waits for the cursor to become durable.
+    pub fn is_record_wanted(&self) -> bool {
+        self.record_wanted.load(Relaxed)
     }
 
     /// A rule kept changes from the sink.

@@ -244,7 +244,10 @@ fn the_reserve_of_the_disk_is_not_touched() {
         disk.set(Faults { free: Some(999), ..Faults::default() });
         let error = journal.append(committed(1, 1, &table("orders"))).await.unwrap_err();
         assert_eq!(error.class(), Class::Retry);
-        assert!(error.to_string().contains("999 bytes left"), "{error}");
+        assert!(
+            error.to_string().contains("less left than the 1000 bytes kept in reserve"),
+            "{error}"
+        );
         disk.set(Faults::default());
         journal.append(committed(1, 1, &table("orders"))).await.unwrap();
     });

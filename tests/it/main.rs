@@ -17,6 +17,7 @@ mod config_cdc;
 mod demo;
 mod diagnosis;
 mod features;
+mod full_disk;
 mod journal;
 mod journal_damage;
 mod journal_fixture;

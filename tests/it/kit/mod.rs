@@ -6,6 +6,7 @@
 //! - [`FileRecorder`]: what the file sink wrote.
 //! - [`Proxy`]: a TCP connection that slows, stalls and breaks.
 //! - [`Ledger`]: a random workload whose outcome can be checked, row for row.
+//! - [`SmallDisk`]: a file system of a few MiB.
 //! - [`Scratch`]: a folder that takes the processes started in it along when it goes.
 #![allow(dead_code, unused_imports, reason = "not every test takes every tool")]
 
@@ -17,6 +18,7 @@ mod recorder;
 mod replay;
 mod scratch;
 mod server;
+mod small_disk;
 mod wait;
 
 mod ledger_test;
@@ -29,4 +31,5 @@ pub(crate) use recorder::{Answer, FileRecorder, Recorder, Request};
 pub(crate) use replay::{Delivery, Report, State, check};
 pub(crate) use scratch::Scratch;
 pub(crate) use server::{Server, http_client, source_toml};
+pub(crate) use small_disk::SmallDisk;
 pub(crate) use wait::wait_for;
