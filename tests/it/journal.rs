@@ -395,6 +395,28 @@ fn the_lag_of_a_reader_is_told_in_changes_bytes_and_time() {
 }
 
 #[test]
+fn a_reader_at_the_end_of_a_segment_that_goes_reads_on_in_the_next() {
+    block_on(async {
+        let disk = PowerCut::default();
+        let journal = Journal::open(Options { ring_bytes_max: 0, ..options(&disk, 600) }).unwrap();
+        let limits = Limits { changes_max: usize::MAX, bytes_max: usize::MAX };
+        let mut reader = journal.reader(0).unwrap();
+        let mut number = 0;
+        while journal.second_segment_start().is_none() {
+            let _ = reader.try_next(limits).await.unwrap();
+            number += 1;
+            journal.append(committed(number, 2, &table("orders"))).await.unwrap();
+        }
+        let next = reader.offset();
+        assert_eq!(Some(next), journal.second_segment_start());
+        let read =
+            Retention { keep_from: next, appended_before: Timestamp(i64::MAX), bytes_max: 0 };
+        assert!(journal.trim(read).await.unwrap() > 0);
+        assert_eq!(reader.next(limits).await.unwrap().changes[0].offset, next);
+    });
+}
+
+#[test]
 fn a_token_resumes_and_one_that_is_foreign_or_expired_is_answered() {
     block_on(async {
         let disk = PowerCut::default();
