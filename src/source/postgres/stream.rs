@@ -45,8 +45,12 @@ const OPEN_BYTES_MAX: usize = 2 << 20;
 /// Under load the reader hands over at this size, or at `HOLD_MAX`.
 const HOLD_BYTES: usize = 256 << 10;
 const HOLD_MAX: Duration = Duration::from_millis(2);
-/// The wait before a read under load; docs/adr/0003 has the figures.
-const COALESCE: Duration = Duration::from_micros(400);
+/// The wait before a read under load lies between these; docs/adr/0003 has the figures.
+const COALESCE_MIN: Duration = Duration::from_micros(50);
+const COALESCE_MAX: Duration = Duration::from_micros(400);
+/// It is chosen so that a read finds about this much. The server's socket holds little more of
+/// large rows, and a walsender that fills it stops until it is read.
+const COALESCE_BYTES: u32 = 48 << 10;
 /// The rate that counts as load. A load is noticed soon and forgotten late: the walsender pauses
 /// between transactions, and a reader that turns eager in each pause wakes for every message.
 const LOAD_BYTES_PER_MS: u128 = 4 << 10;
@@ -190,6 +194,7 @@ pub(super) struct Reader {
     last_idle: Option<Instant>,
     load: Load,
     held_since: Option<Instant>,
+    wait: Duration,
 }
 
 impl Reader {
@@ -217,6 +222,7 @@ impl Reader {
             last_idle: None,
             load: Load { since: now, bytes: 0, high: false },
             held_since: None,
+            wait: COALESCE_MAX,
         })
     }
 
@@ -254,6 +260,7 @@ impl Reader {
                 Ok(0) => return Err(broken(io::ErrorKind::UnexpectedEof.into())),
                 Ok(read) => {
                     self.note(read)?;
+                    self.wait = next_wait(self.wait, read);
                     let bytes = self.frames.take_whole()?;
                     self.decode(bytes)?;
                     self.hand_over_or_hold(read < DRY_BYTES);
@@ -351,7 +358,7 @@ impl Reader {
             self.hand_over();
         }
         if self.load.high {
-            std::thread::sleep(COALESCE);
+            std::thread::sleep(self.wait);
         }
     }
 
@@ -421,6 +428,12 @@ impl Reader {
 /// CopyDone and Terminate.
 const FAREWELL: &[u8] = b"c\0\0\0\x04X\0\0\0\x04";
 
+/// The wait after which a read should find `COALESCE_BYTES`, when `wait` made it find `read`.
+fn next_wait(wait: Duration, read: usize) -> Duration {
+    let read = u32::try_from(read).unwrap_or(u32::MAX).max(1);
+    (wait * COALESCE_BYTES / read).clamp(COALESCE_MIN, COALESCE_MAX)
+}
+
 fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
@@ -469,6 +482,14 @@ mod tests {
         assert!(load.note(0, start + Duration::from_millis(5)));
         assert!(load.note(0, start + Duration::from_millis(10)), "much came in this window");
         assert!(!load.note(100, start + Duration::from_millis(20)));
+    }
+
+    #[test]
+    fn the_wait_is_long_for_small_rows_and_short_for_those_that_fill_the_socket() {
+        assert_eq!(next_wait(COALESCE_MAX, 20_000), COALESCE_MAX);
+        assert_eq!(next_wait(COALESCE_MAX, 96 << 10), COALESCE_MAX / 2);
+        assert_eq!(next_wait(COALESCE_MIN, 1 << 20), COALESCE_MIN);
+        assert!(next_wait(COALESCE_MAX / 2, 1_000) > COALESCE_MAX / 2);
     }
 
     fn batch(position: Option<u64>, count: usize) -> Batch {

@@ -289,7 +289,7 @@ impl Frames {
         let received = self.buffer.get(..self.filled).unwrap_or_default();
         let whole = message_length(received).ok().flatten().unwrap_or(0);
         let room = self.buffer.len() - self.filled;
-        if whole <= self.buffer.len() && room > self.capacity / 16 {
+        if whole <= self.buffer.len() && room > self.capacity / 4 {
             return;
         }
         let mut fresh =
