@@ -212,3 +212,17 @@ async fn live_changes_stream_over_http_from_any_offset() {
     let (code, body) = scene.server.get("/sources/app/changes?from=nonsense").await;
     assert_eq!(code, 400, "{body}");
 }
+
+#[tokio::test]
+async fn whoever_has_the_port_of_a_walrace_that_was_killed_is_not_asked_for_it() {
+    let mut killed = Scene::set().await;
+    killed.server.kill();
+    let other = Scene::set().await;
+    let address = other.server.address().unwrap();
+    let theirs = killed.server.path("data/http.addr");
+    let text = std::fs::read_to_string(&theirs).unwrap();
+    let (_, instance) = text.split_once('\n').unwrap();
+    std::fs::write(&theirs, format!("{address}\n{instance}")).unwrap();
+    let (_, _, said) = killed.walrace(&["tail"]);
+    assert!(said.contains("no walrace is running"), "{said}");
+}
