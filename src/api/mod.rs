@@ -80,18 +80,25 @@ async fn health(instance: Uuid) -> Json<serde_json::Value> {
 }
 
 /// 200 when every part does its work, else 503 with the reasons.
-async fn ready(State(walrace): State<Arc<Walrace>>) -> (StatusCode, Json<serde_json::Value>) {
-    let reasons = walrace.status().unready();
+async fn ready(State(walrace): State<Arc<Walrace>>) -> Result<impl IntoResponse, Failure> {
+    let reasons = status_of(walrace).await?.unready();
     let code = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (code, Json(serde_json::json!({"ready": reasons.is_empty(), "reasons": reasons})))
+    Ok((code, Json(serde_json::json!({"ready": reasons.is_empty(), "reasons": reasons}))))
 }
 
-async fn exposition(State(walrace): State<Arc<Walrace>>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics::render(&walrace.status()))
+async fn exposition(State(walrace): State<Arc<Walrace>>) -> Result<impl IntoResponse, Failure> {
+    let text = metrics::render(&status_of(walrace).await?);
+    Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text))
 }
 
-async fn status(State(walrace): State<Arc<Walrace>>) -> Json<Status> {
-    Json(walrace.status())
+async fn status(State(walrace): State<Arc<Walrace>>) -> Result<Json<Status>, Failure> {
+    Ok(Json(status_of(walrace).await?))
+}
+
+/// It looks at the disk, and a disk that hangs must not hold the threads that answer `/health`.
+async fn status_of(walrace: Arc<Walrace>) -> Result<Status> {
+    let status = tokio::task::spawn_blocking(move || walrace.status());
+    status.await.class(Class::Bug, || "a task that asked for the status died")
 }
 
 /// An error as a reply: `{"error": ..., "remedy": ...}`.
