@@ -87,13 +87,16 @@ impl Capturing {
         }
     }
 
-    /// Stops capture for `reason`, or lets it go on. The slot keeps what is not in the journal.
-    pub(super) fn pause(&self, reason: Option<String>) {
+    /// Stops capture for `reason`, or lets it go on; true where it was running. The slot keeps what
+    /// is not in the journal.
+    pub(super) fn pause(&self, reason: Option<String>) -> bool {
         let mut pause = self.pause.lock().unwrap_or_else(PoisonError::into_inner);
-        if reason.is_some() && pause.reason.is_none() {
+        let begins = reason.is_some() && pause.reason.is_none();
+        if begins {
             pause.running.cancel();
         }
         pause.reason = reason;
+        begins
     }
 
     /// A token for one attempt, unless capture must wait.

@@ -60,20 +60,16 @@ async fn trim(
         source.pause(None);
         return Ok(());
     }
-    error!(
-        "the journal of source {} takes {} bytes, more than journal.bytes_max = {}, because a sink \
-         has not read it",
-        source.name(),
-        info.bytes,
-        limits.bytes_max
-    );
     let to = source.journal.second_segment_start();
     let release = farthest_behind(sinks).zip(to).filter(|(sink, to)| *to > sink.needs());
     let Some((release, to)) = release else {
-        source.pause(Some(format!(
+        let reason = format!(
             "the journal takes {} bytes, journal.bytes_max is {}, and no sink may be released",
             info.bytes, limits.bytes_max
-        )));
+        );
+        if source.pause(Some(reason.clone())) {
+            error!("capture of source {} is paused: {reason}", source.name());
+        }
         return Ok(());
     };
     let reason = format!("the journal reached bytes_max = {}", limits.bytes_max);
