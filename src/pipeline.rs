@@ -202,6 +202,10 @@ impl Delivery<'_> {
         end: u64,
     ) -> Result<()> {
         let asked = batch.changes.len();
+        if outcomes.len() != asked {
+            let (name, told) = (&self.name, outcomes.len());
+            return Err(Error::bug(format!("sink {name} told {told} outcomes of {asked} changes")));
+        }
         let first = outcomes.into_iter().enumerate().find(|(_, o)| !matches!(o, Outcome::Durable));
         let Some((index, outcome)) = first else { return self.pass(&batch, end).await };
         let rest = Batch { changes: batch.changes.split_off(index.min(asked)), position: None };
