@@ -110,9 +110,9 @@ class Instance:
         """The samples of /metrics by name, summed over labels; empty while it does not answer."""
         address = self.folder / "data" / "http.addr"
         try:
-            url = f"http://{address.read_text().strip()}/metrics"
+            url = f"http://{address.read_text().splitlines()[0]}/metrics"
             text = urllib.request.urlopen(url, timeout=5).read().decode()
-        except (OSError, urllib.error.URLError):
+        except (OSError, IndexError, urllib.error.URLError):
             return {}
         samples = {}
         for name, value in re.findall(r"^([a-z_]+)(?:\{[^}]*\})? ([0-9.eE+-]+)", text, re.M):

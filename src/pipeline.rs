@@ -13,7 +13,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
@@ -130,12 +130,12 @@ impl Delivery<'_> {
                     continue;
                 }
             };
-            return self.linger(batch).await.map(Some);
+            return self.linger(batch, stop).await.map(Some);
         }
     }
 
-    /// Fills up a batch that is not full, for as long as this sink likes to wait.
-    async fn linger(&mut self, mut batch: Batch) -> Result<Batch> {
+    /// Fills up a batch that is not full, for as long as this sink likes to wait and nobody stops.
+    async fn linger(&mut self, mut batch: Batch, stop: &CancellationToken) -> Result<Batch> {
         if self.cut.linger.is_zero() {
             return Ok(batch);
         }
@@ -149,9 +149,11 @@ impl Delivery<'_> {
             if left.changes_max == 0 || left.bytes_max == 0 {
                 return Ok(batch);
             }
-            match timeout_at(deadline, self.reader.next(left)).await {
-                Ok(more) => batch.changes.extend(more?.changes),
-                Err(_) => return Ok(batch),
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(batch),
+                () = sleep_until(deadline) => return Ok(batch),
+                more = self.reader.next(left) => batch.changes.extend(more?.changes),
             }
         }
     }
@@ -196,6 +198,10 @@ impl Delivery<'_> {
         end: u64,
     ) -> Result<()> {
         let asked = batch.changes.len();
+        if outcomes.len() != asked {
+            let (name, told) = (&self.name, outcomes.len());
+            return Err(Error::bug(format!("sink {name} told {told} outcomes of {asked} changes")));
+        }
         let first = outcomes.into_iter().enumerate().find(|(_, o)| !matches!(o, Outcome::Durable));
         let Some((index, outcome)) = first else { return self.pass(&batch, end).await };
         let rest = Batch { changes: batch.changes.split_off(index.min(asked)), position: None };

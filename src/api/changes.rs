@@ -97,7 +97,7 @@ pub(super) async fn missing(
     Path(name): Path<String>,
     Query(show): Query<Show>,
 ) -> Result<impl IntoResponse, Failure> {
-    let status = walrace.status();
+    let status = super::status_of(Arc::clone(&walrace)).await?;
     let sink = status.sinks.into_iter().find(|sink| sink.name == name);
     let sink = sink.ok_or_else(|| Error::config(format!("there is no sink {name}")))?;
     let journal = walrace.journal(&sink.source)?;

@@ -12,6 +12,7 @@ use axum::{
     routing::get,
 };
 use tokio::net::TcpListener;
+use uuid::Uuid;
 
 use crate::{
     error::{Class, Classify, Error, Result},
@@ -19,7 +20,8 @@ use crate::{
     runtime::{Status, Walrace},
 };
 
-/// The file in `data_dir` that holds the address of a running Walrace.
+/// The file in `data_dir` with the address of a running Walrace and, on a second line, the word by
+/// which its `/health` is known: the port of one that was killed may belong to another by now.
 pub const ADDRESS_FILE: &str = "http.addr";
 
 /// A bound listener that is not served yet.
@@ -28,6 +30,7 @@ pub struct Listener {
     listener: TcpListener,
     /// Where it listens, with the port that was taken.
     pub address: SocketAddr,
+    instance: Uuid,
 }
 
 impl Listener {
@@ -39,29 +42,29 @@ impl Listener {
                 error.remedy("set http.listen to another port, or to \"\" for none")
             })?;
         let address = listener.local_addr().class(Class::Config, mend)?;
-        Ok(Self { listener, address })
+        Ok(Self { listener, address, instance: Uuid::new_v4() })
     }
 
     /// Writes the address where the other commands look for it.
     pub fn announce(&self, data_dir: &Path) -> Result<()> {
         let path = data_dir.join(ADDRESS_FILE);
-        std::fs::write(&path, self.address.to_string())
+        std::fs::write(&path, format!("{}\n{}\n", self.address, self.instance))
             .class(Class::Config, || format!("cannot write {}", path.display()))
     }
 
     /// Serves until Walrace stops.
     pub async fn serve(self, walrace: Arc<Walrace>) -> Result<()> {
         let stop = walrace.stopping().clone();
-        axum::serve(self.listener, router(walrace))
+        axum::serve(self.listener, router(walrace, self.instance))
             .with_graceful_shutdown(stop.cancelled_owned())
             .await
             .class(Class::Retry, || "the HTTP listener failed")
     }
 }
 
-fn router(walrace: Arc<Walrace>) -> Router {
+fn router(walrace: Arc<Walrace>, instance: Uuid) -> Router {
     Router::new()
-        .route("/health", get(health))
+        .route("/health", get(move || health(instance)))
         .route("/ready", get(ready))
         .route("/metrics", get(exposition))
         .route("/status", get(status))
@@ -71,23 +74,31 @@ fn router(walrace: Arc<Walrace>) -> Router {
 }
 
 /// The process answers; says nothing about its parts.
-async fn health() -> Json<serde_json::Value> {
-    Json(serde_json::json!({"ok": true, "version": env!("CARGO_PKG_VERSION")}))
+async fn health(instance: Uuid) -> Json<serde_json::Value> {
+    let version = env!("CARGO_PKG_VERSION");
+    Json(serde_json::json!({"ok": true, "version": version, "instance": instance}))
 }
 
 /// 200 when every part does its work, else 503 with the reasons.
-async fn ready(State(walrace): State<Arc<Walrace>>) -> (StatusCode, Json<serde_json::Value>) {
-    let reasons = walrace.status().unready();
+async fn ready(State(walrace): State<Arc<Walrace>>) -> Result<impl IntoResponse, Failure> {
+    let reasons = status_of(walrace).await?.unready();
     let code = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (code, Json(serde_json::json!({"ready": reasons.is_empty(), "reasons": reasons})))
+    Ok((code, Json(serde_json::json!({"ready": reasons.is_empty(), "reasons": reasons}))))
 }
 
-async fn exposition(State(walrace): State<Arc<Walrace>>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics::render(&walrace.status()))
+async fn exposition(State(walrace): State<Arc<Walrace>>) -> Result<impl IntoResponse, Failure> {
+    let text = metrics::render(&status_of(walrace).await?);
+    Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text))
 }
 
-async fn status(State(walrace): State<Arc<Walrace>>) -> Json<Status> {
-    Json(walrace.status())
+async fn status(State(walrace): State<Arc<Walrace>>) -> Result<Json<Status>, Failure> {
+    Ok(Json(status_of(walrace).await?))
+}
+
+/// It looks at the disk, and a disk that hangs must not hold the threads that answer `/health`.
+async fn status_of(walrace: Arc<Walrace>) -> Result<Status> {
+    let status = tokio::task::spawn_blocking(move || walrace.status());
+    status.await.class(Class::Bug, || "a task that asked for the status died")
 }
 
 /// An error as a reply: `{"error": ..., "remedy": ...}`.

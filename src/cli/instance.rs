@@ -1,6 +1,6 @@
 //! The running Walrace that a command asks, found through `data_dir`.
 
-use std::io::Write;
+use std::{io::Write, time::Duration};
 
 use crate::{
     api::ADDRESS_FILE,
@@ -8,6 +8,9 @@ use crate::{
     error::{Class, Classify, Error, Result},
     runtime::Status,
 };
+
+/// Who does not connect, or does not say who it is, within this time is not there.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
 
 /// A running Walrace, reached over HTTP.
 #[derive(Debug)]
@@ -29,17 +32,26 @@ impl Instance {
     /// As `find`; `None` where no process answers.
     pub async fn running(config: &Config) -> Result<Option<Self>> {
         let path = config.data_dir.join(ADDRESS_FILE);
-        let Ok(address) = std::fs::read_to_string(&path) else { return Ok(None) };
+        let Ok(text) = std::fs::read_to_string(&path) else { return Ok(None) };
+        let mut lines = text.lines();
+        let (Some(address), Some(instance)) = (lines.next(), lines.next()) else {
+            return Ok(None);
+        };
         let client = reqwest::Client::builder()
             .no_proxy()
-            .connect_timeout(std::time::Duration::from_secs(5))
+            .connect_timeout(ANSWER_MAX)
             .build()
             .class(Class::Bug, || "cannot build an HTTP client")?;
-        let instance = Self { base: format!("http://{}", address.trim()), client };
-        match instance.client.get(format!("{}/health", instance.base)).send().await {
-            Ok(reply) if reply.status().is_success() => Ok(Some(instance)),
-            _ => Ok(None),
-        }
+        let found = Self { base: format!("http://{address}"), client };
+        Ok(found.is(instance).await.then_some(found))
+    }
+
+    /// Whether the one that answers is the one that wrote the file.
+    async fn is(&self, instance: &str) -> bool {
+        let health = self.client.get(format!("{}/health", self.base)).timeout(ANSWER_MAX);
+        let Ok(reply) = health.send().await else { return false };
+        let Ok(body) = reply.json::<serde_json::Value>().await else { return false };
+        body.get("instance").and_then(|text| text.as_str()) == Some(instance)
     }
 
     /// What every part is doing.

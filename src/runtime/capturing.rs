@@ -201,6 +201,9 @@ impl Capturing {
             if welcome {
                 welcome = self.ask().await;
             }
+            // Looked at here too: what it says must not depend on how often somebody asks.
+            let (server, confirmed) = self.ends();
+            self.stalled(server.unwrap_or_default(), confirmed.unwrap_or_default());
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(if welcome { ASK_EVERY } else { LOOK_EVERY }) => {}
@@ -274,16 +277,9 @@ impl Capturing {
     }
 
     pub(super) fn status(&self) -> SourceStatus {
-        let stats = self.stats.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let asked = *self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         let (state, since) = self.part.state();
-        let (server, confirmed) = match stats.filter(|_| state.is_running()) {
-            Some(stats) => (
-                Some(Lsn(stats.server_end.load(Relaxed))),
-                Some(Lsn(stats.confirmed.load(Relaxed))),
-            ),
-            None => (asked.map(|asked| asked.server), asked.and_then(|asked| asked.confirmed)),
-        };
+        let (server, confirmed) = self.ends();
         let config::Source::Postgres(config) = &self.config;
         let journal = self.journal.info();
         let free = *self.free_bytes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -303,6 +299,21 @@ impl Capturing {
             journal_bytes_max: self.limits.bytes_max,
             journal_reserve_bytes: self.limits.reserve_bytes,
             journal_free_bytes: free,
+        }
+    }
+
+    /// The end of the server's WAL, and what is confirmed. A stream that has fallen silent says
+    /// nothing of WAL that moves, so the server's own word counts too.
+    fn ends(&self) -> (Option<Lsn>, Option<Lsn>) {
+        let stats = self.stats.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let asked = *self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let server = asked.map(|asked| asked.server);
+        match stats.filter(|_| self.part.state().0.is_running()) {
+            Some(stats) => (
+                server.max(Some(Lsn(stats.server_end.load(Relaxed)))),
+                Some(Lsn(stats.confirmed.load(Relaxed))),
+            ),
+            None => (server, asked.and_then(|asked| asked.confirmed)),
         }
     }
 

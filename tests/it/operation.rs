@@ -212,3 +212,31 @@ async fn live_changes_stream_over_http_from_any_offset() {
     let (code, body) = scene.server.get("/sources/app/changes?from=nonsense").await;
     assert_eq!(code, 400, "{body}");
 }
+
+#[tokio::test]
+async fn whoever_has_the_port_of_a_walrace_that_was_killed_is_not_asked_for_it() {
+    let mut killed = Scene::set().await;
+    killed.server.kill();
+    let other = Scene::set().await;
+    let address = other.server.address().unwrap();
+    let theirs = killed.server.path("data/http.addr");
+    let text = std::fs::read_to_string(&theirs).unwrap();
+    let (_, instance) = text.split_once('\n').unwrap();
+    std::fs::write(&theirs, format!("{address}\n{instance}")).unwrap();
+    let (_, _, said) = killed.walrace(&["tail"]);
+    assert!(said.contains("no walrace is running"), "{said}");
+}
+
+#[tokio::test]
+async fn it_is_not_ready_while_the_stream_is_silent_and_the_database_writes() {
+    let scene = Scene::set().await;
+    let pid = "select active_pid from pg_replication_slots";
+    let pid = scene.cluster.value(pid).await.as_i64().unwrap() as i32;
+    let walsender = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(walsender, rustix::process::Signal::STOP).unwrap();
+    scene.insert(0..10).await;
+    let unready = async || (scene.server.get("/ready").await.0 == 503).then_some(());
+    wait_for(Duration::from_secs(90), unready, || "still ready".to_owned()).await;
+    rustix::process::kill_process(walsender, rustix::process::Signal::CONT).unwrap();
+    scene.file.wait_until(PATIENCE, |seen| seen.len() == 10).await;
+}

@@ -108,7 +108,7 @@ impl Server {
     /// The address of its HTTP listener, once `run` has written it beside its data.
     pub(crate) fn address(&self) -> Option<String> {
         let text = fs::read_to_string(self.address_path()).ok()?;
-        Some(text.trim().to_owned()).filter(|text| !text.is_empty())
+        text.lines().next().map(str::to_owned)
     }
 
     fn address_path(&self) -> PathBuf {

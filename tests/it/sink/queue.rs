@@ -31,6 +31,6 @@ async fn a_program_that_embeds_walrace_reads_what_a_sink_delivers() {
 #[test]
 fn a_queue_without_room_is_refused() {
     let config = serde_json::from_value(json!({"kind": "queue", "capacity": 0})).unwrap();
-    let error = sink::open("changes", &config, &context()).err().expect("a refusal");
+    let error = sink::open("changes", &config, &context()).expect_err("a refusal");
     assert_eq!(error.class(), Class::Config, "{error}");
 }

@@ -235,7 +235,7 @@ async fn a_wrong_setting_is_refused_before_anything_is_sent() {
         json!({"hmac_secret": "hunter2", "hmac_header": "no good"}),
         json!({"url": "hunter2.example/hook"}),
     ] {
-        let error = open(config(&receiver, wrong)).err().expect("a refusal");
+        let error = open(config(&receiver, wrong)).expect_err("a refusal");
         assert_eq!(error.class(), Class::Config);
         assert!(!error.to_string().contains("hunter2"), "{error}");
     }
