@@ -337,7 +337,7 @@ fn retention_takes_only_what_is_below_the_cursor_and_the_start_survives_a_restar
 fn no_offset_of_an_open_transaction_is_where_a_reader_could_go_on() {
     block_on(async {
         let disk = PowerCut::default();
-        let journal = Journal::open(options(&disk, 600)).unwrap();
+        let journal = Journal::open(options(&disk, 1_500)).unwrap();
         journal.append(committed(1, 2, &table("orders"))).await.unwrap();
         for _ in 0..10 {
             let changes = transaction(2, 5, &table("orders"));
