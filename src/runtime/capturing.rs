@@ -195,11 +195,14 @@ impl Capturing {
     /// Asks the server now and then how much WAL it keeps for the slot, most of all while nothing
     /// is captured: then it grows. A login that was refused is not tried again before capture runs.
     pub(super) async fn watch(self: Arc<Self>, stop: CancellationToken) {
-        let mut welcome = false;
+        let mut refused = false;
         loop {
-            welcome |= self.part.state().0.is_running();
+            // Set by the first connect that succeeded, however soon capture was paused after it.
+            let connected = self.stats.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+            refused &= !self.part.state().0.is_running();
+            let welcome = connected && !refused;
             if welcome {
-                welcome = self.ask().await;
+                refused = !self.ask().await;
             }
             // Looked at here too: what it says must not depend on how often somebody asks.
             let (server, confirmed) = self.ends();
