@@ -175,16 +175,17 @@ fn a_reader_waits_for_what_comes_and_a_cancelled_wait_loses_nothing() {
             }
         };
         let reading = async {
-            let mut next = 0;
+            let (mut next, mut dropped) = (0, false);
             let limits = Limits { changes_max: 7, bytes_max: 1_000 };
             while next < 99 * 3 {
-                // Dropped at its first await every second time.
-                let cancelled = tokio::select! {
+                // Dropped at its first await every second time, and waited for every other time.
+                dropped = !dropped;
+                let batch = tokio::select! {
                     biased;
                     batch = reader.next(limits) => Some(batch.unwrap()),
-                    () = tokio::task::yield_now() => None,
+                    () = tokio::task::yield_now(), if dropped => None,
                 };
-                for change in cancelled.into_iter().flat_map(|batch| batch.changes) {
+                for change in batch.into_iter().flat_map(|batch| batch.changes) {
                     assert_eq!(change.offset, next);
                     next += 1;
                 }
