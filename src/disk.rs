@@ -53,6 +53,10 @@ pub trait DiskFile: Send + Sync + fmt::Debug {
     fn set_len(&self, length: u64) -> io::Result<()>;
     /// Makes the content and the length durable (`fdatasync`).
     fn sync(&self) -> io::Result<()>;
+    /// Tells the system that synced bytes `from..to` will not be read soon. It may ignore that.
+    fn forget(&self, from: u64, to: u64) {
+        let _ = (from, to);
+    }
 
     /// Fills `bytes` from `at`, or fails with `UnexpectedEof`.
     fn read_exact_at(&self, mut bytes: &mut [u8], mut at: u64) -> io::Result<()> {
@@ -167,5 +171,34 @@ impl DiskFile for fs::File {
 
     fn sync(&self) -> io::Result<()> {
         self.sync_data()
+    }
+
+    fn forget(&self, from: u64, to: u64) {
+        // The system keeps a folio of many pages whole that lies across the end of a range.
+        const FOLIO_MAX: u64 = 4 << 20;
+        let from = from.saturating_sub(FOLIO_MAX) / FOLIO_MAX * FOLIO_MAX;
+        #[cfg(target_os = "linux")]
+        if let Some(length) = std::num::NonZero::new(to.saturating_sub(from)) {
+            let _ = rustix::fs::fadvise(self, from, Some(length), rustix::fs::Advice::DontNeed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_forgotten_by_the_page_cache_is_still_in_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = RealDisk.create(&folder.path().join("f")).unwrap();
+        let bytes: Vec<u8> = (0..9_000_000u32).map(|at| at as u8).collect();
+        file.write_all_at(&bytes, 0).unwrap();
+        file.sync().unwrap();
+        file.forget(0, 5_000_000);
+        file.forget(5_000_000, 5_000_000);
+        let mut read = vec![0; bytes.len()];
+        file.read_exact_at(&mut read, 0).unwrap();
+        assert!(read == bytes);
     }
 }

@@ -110,6 +110,8 @@ pub struct Delivery<'a> {
     pub recorded_at: Instant,
     /// The cursor that the target holds or, where it holds none, the catalog.
     pub written: u64,
+    /// Before this the sink wants no batch.
+    pub next_batch: Instant,
 }
 
 /// Progress that no write carries (filtered changes, targets that keep their own) is recorded this
@@ -124,12 +126,13 @@ impl Delivery<'_> {
             let batch = tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(None),
-                batch = self.reader.next(self.cut.limits) => batch?,
+                batch = read_after(self.next_batch, &mut self.reader, self.cut.limits) => batch?,
                 () = sleep_until(self.recorded_at + RECORD_EVERY), if unrecorded => {
                     self.record().await?;
                     continue;
                 }
             };
+            self.next_batch = Instant::now() + self.sink.pause();
             return self.linger(batch, stop).await.map(Some);
         }
     }
@@ -249,6 +252,11 @@ impl Delivery<'_> {
         self.stats.record(self.progress.cursor);
         Ok(())
     }
+}
+
+async fn read_after(due: Instant, reader: &mut Reader, limits: Limits) -> Result<Batch> {
+    sleep_until(due).await;
+    reader.next(limits).await
 }
 
 /// Says which change a refusal is about.

@@ -241,6 +241,7 @@ impl Delivering {
             stats: Arc::clone(&self.stats),
             recorded_at: Instant::now(),
             written: progress.cursor,
+            next_batch: Instant::now(),
         })
     }
 

@@ -9,6 +9,7 @@ mod delivering;
 mod part;
 mod retention;
 mod status;
+mod workers;
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
@@ -16,7 +17,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use self::{capturing::Capturing, delivering::Delivering};
+use self::{capturing::Capturing, delivering::Delivering, workers::Workers};
 pub use self::{
     part::{Backoff, Next, Part, State},
     status::{SinkStatus, SourceStatus, Status},
@@ -51,6 +52,7 @@ pub struct Walrace {
     queues: sink::Queues,
     stop: CancellationToken,
     tasks: tokio::sync::Mutex<JoinSet<()>>,
+    workers: Workers,
 }
 
 impl Walrace {
@@ -81,6 +83,7 @@ impl Walrace {
             queues,
             stop,
             tasks: tokio::sync::Mutex::default(),
+            workers: Workers::start()?,
         });
         walrace.spawn(&config).await;
         Ok(walrace)
@@ -93,7 +96,7 @@ impl Walrace {
             tasks.spawn(Arc::clone(source).watch(self.stop.clone()));
         }
         for sink in self.sinks.values() {
-            tasks.spawn(Arc::clone(sink).run(self.stop.clone()));
+            tasks.spawn_on(Arc::clone(sink).run(self.stop.clone()), self.workers.handle());
         }
         let (walrace, limits) = (Arc::clone(self), config.journal.clone());
         tasks.spawn(async move { retention::keep(&walrace, &limits).await });

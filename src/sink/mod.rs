@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -121,6 +122,12 @@ pub struct Capabilities {
 pub trait Sink: Send {
     /// What it guarantees and allows.
     fn capabilities(&self) -> Capabilities;
+
+    /// The least time from one batch to the next, for a target of which each write costs the
+    /// machine more than its bytes do. A change that comes alone does not wait.
+    fn pause(&self) -> Duration {
+        Duration::ZERO
+    }
 
     /// Connects, undoes what an unfinished write left behind, and returns the target's own progress
     /// where it keeps one and has one. Called again after each error of class `Retry`.

@@ -8,8 +8,8 @@ use std::time::Duration;
 use fastrand::Rng;
 
 use crate::kit::{
-    Answer, Cluster, Delivery, FileRecorder, Ledger, Load, Pace, Recorder, Server, Stop, check,
-    source_toml, wait_for,
+    Answer, Cluster, Delivery, FileRecorder, Ledger, Load, Pace, Proxy, Recorder, Server, Stop,
+    check, source_toml, wait_for,
 };
 
 const PACE: Pace = Pace { seed: 7, sessions: 2, pause: Duration::from_millis(2) };
@@ -17,6 +17,8 @@ const PACE: Pace = Pace { seed: 7, sessions: 2, pause: Duration::from_millis(2) 
 /// Everything that a chaos test drives.
 struct Scene {
     cluster: Cluster,
+    /// Between the server and PostgreSQL.
+    link: Proxy,
     hook: Recorder,
     server: Server,
 }
@@ -26,7 +28,8 @@ impl Scene {
         let cluster = Cluster::start().await;
         Ledger::create(&cluster).await;
         let hook = Recorder::start().await;
-        let source = source_toml("app", &cluster.unix_url());
+        let link = Proxy::to(cluster.port()).await;
+        let source = source_toml("app", &cluster.url_at(link.port()));
         let server = Server::new(&format!(
             "{source}tables = [\"ledger.*\"]\n\n\
              [sink.lake]\nkind = \"file\"\npath = \"lake.jsonl\"\nrotate_bytes_max = 4000000\n\n\
@@ -35,7 +38,7 @@ impl Scene {
              [journal]\nsegment_bytes_max = 1000000\nage_ms_max = 1000\n",
             hook.url()
         ));
-        let mut scene = Self { cluster, hook, server };
+        let mut scene = Self { cluster, link, hook, server };
         scene.server.start_ready().await; // the slot is there before the first change
         scene.server.kill();
         scene
@@ -82,6 +85,7 @@ async fn chaos_of_kills_restarts_and_cuts_loses_nothing() {
         scene.server.start();
         tokio::time::sleep(Duration::from_millis(rng.u64(5..1500))).await;
         match kill % 5 {
+            2 => scene.link.cut_after_bytes(rng.u64(1..100_000)),
             3 => {
                 scene.hook.go_down().await;
                 tokio::time::sleep(Duration::from_millis(rng.u64(5..300))).await;
@@ -154,4 +158,67 @@ async fn a_target_that_is_down_harms_neither_the_slot_nor_another_sink() {
     assert!(scene.hook.changes().is_empty());
     scene.hook.always(Answer::Accept);
     scene.settle(load).await;
+}
+
+/// WAL that an application writes while a target is down; `make chaos` asks for a gigabyte.
+const DOWN_WAL_MB: u64 = 48;
+/// A row of this many bytes stays within its page: its WAL is little more than itself.
+const ROW_BYTES: u64 = 7_500;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chaos_of_a_large_load_with_a_target_down_holds_back_neither_slot_nor_file() {
+    let asked = std::env::var("WALRACE_CHAOS_WAL_MB").ok().and_then(|text| text.parse().ok());
+    let megabytes = asked.unwrap_or(DOWN_WAL_MB);
+    let rows = (megabytes << 20) / ROW_BYTES / 100 * 100 + 100;
+    let mut scene = Scene::set().await;
+    let bulk = "create table ledger.bulk (id int primary key, body text); \
+                alter table ledger.bulk alter body set storage plain";
+    scene.cluster.sql(bulk).await;
+    scene.hook.go_down().await;
+    scene.server.start_ready().await;
+    let begin = scene.cluster.value("select pg_current_wal_lsn()").await;
+    for first in (0..rows).step_by(100) {
+        let insert = format!(
+            "insert into ledger.bulk select i, repeat(chr(65 + i % 26), {ROW_BYTES}) \
+             from generate_series({first}, {first} + 99) i"
+        );
+        scene.cluster.sql(&insert).await;
+    }
+    let text = |value: serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    let begin = text(begin);
+    let written = format!("select (pg_current_wal_lsn() - '{begin}') / 1048576");
+    let behind = "select pg_current_wal_flush_lsn() - confirmed_flush_lsn \
+                  from pg_replication_slots";
+    let number = |value: serde_json::Value| {
+        value.as_f64().or_else(|| value.as_str()?.parse().ok()).expect("a number")
+    };
+    let (behind, written) =
+        (number(scene.cluster.value(behind).await), number(scene.cluster.value(&written).await));
+    println!("{written:.0} MB of WAL, {rows} rows; the slot is {:.1} MB behind", behind / 1e6);
+    assert!(written >= megabytes as f64, "too little was written");
+    assert!(behind < 16.0 * 1024.0 * 1024.0, "the slot is {behind} bytes behind");
+
+    let cursor = async |sink: &str| scene.server.metric("walrace_sink_cursor", &[sink]).await;
+    let reached = |cursor: Option<f64>| cursor.is_some_and(|cursor| cursor >= rows as f64);
+    let limit = Duration::from_secs(5);
+    wait_for(
+        limit,
+        async || reached(cursor("lake").await).then_some(()),
+        || "the file is behind".to_owned(),
+    )
+    .await;
+    assert!(!reached(cursor("hook").await), "nothing can have reached a target that is down");
+
+    scene.hook.come_back().await;
+    let limit = Duration::from_secs(30 + megabytes);
+    wait_for(
+        limit,
+        async || reached(cursor("hook").await).then_some(()),
+        || "the webhook does not catch up".to_owned(),
+    )
+    .await;
+    let seen: std::collections::BTreeSet<_> =
+        scene.hook.changes().iter().map(|change| change["after"]["id"].to_string()).collect();
+    assert_eq!(seen.len() as u64, rows);
+    assert!(scene.server.stop().await.success());
 }

@@ -1,8 +1,11 @@
 //! JSON Lines in a file, each change once whatever crashes: the progress is kept beside the data.
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -23,6 +26,9 @@ mod tests;
 
 /// A buffer that grew beyond this is not kept.
 const BUFFER_BYTES_MAX: usize = 16 << 20;
+
+/// A batch is two fsyncs, and a database on the same disk waits behind each.
+const PAUSE: Duration = Duration::from_millis(3);
 
 /// The `file` sink.
 #[derive(Debug)]
@@ -98,6 +104,10 @@ impl Drop for File {
 impl Sink for File {
     fn capabilities(&self) -> Capabilities {
         Capabilities { transactional_progress: true, lanes: false, state_target: false }
+    }
+
+    fn pause(&self) -> Duration {
+        PAUSE
     }
 
     async fn open(&mut self) -> Result<Option<Progress>> {

@@ -25,6 +25,9 @@ use crate::{
 /// Bytes that go to the file layer in one call.
 const PIECE_BYTES: usize = 1 << 20;
 
+/// The end of the file that stays in the page cache, for those that read along.
+const CACHED_BYTES: u64 = 32 << 20;
+
 /// When a new file is begun; 0 is never.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rotation {
@@ -160,6 +163,8 @@ impl Store {
         failpoint::reach("file::after_data");
         open.data.sync().map_err(|cause| failed_sync(&self.path, cause))?;
         failpoint::reach("file::after_data_sync");
+        let old = |end: u64| end.saturating_sub(CACHED_BYTES);
+        open.data.forget(old(open.state.length), old(at));
         Ok(())
     }
 

@@ -7,13 +7,15 @@
 //!    └────── standby status ◄── confirmed (atomic) ◄───────── confirm()
 //! ```
 //!
-//! States: *quiet*, where each read is decoded and handed over at once, and *loaded*, where the
-//! reader sleeps a moment before each read. The walsender writes one message a change and has to
+//! States: *quiet*, where each read is decoded and handed over at once; *busy*, where commits that
+//! follow one another closely are handed over once a millisecond; and *loaded*, where reads begin
+//! once in a period. Between reads it sleeps: the walsender writes one message a change and has to
 //! wake a reader that waits for it; one that sleeps lets it run (docs/adr/0003).
 
 use std::{
     collections::VecDeque,
     io::{self, Write},
+    ops::RangeInclusive,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -43,19 +45,24 @@ const BATCH_BYTES_MAX: usize = 4 << 20;
 /// An open transaction is cut at this size.
 const OPEN_BYTES_MAX: usize = 2 << 20;
 /// Under load the reader hands over at this size, or at `HOLD_MAX`.
-const HOLD_BYTES: usize = 256 << 10;
-const HOLD_MAX: Duration = Duration::from_millis(2);
-/// The wait before a read under load lies between these; docs/adr/0003 has the figures.
-const COALESCE_MIN: Duration = Duration::from_micros(50);
-const COALESCE_MAX: Duration = Duration::from_micros(400);
-/// It is chosen so that a read finds about this much. The server's socket holds little more of
-/// large rows, and a walsender that fills it stops until it is read.
-const COALESCE_BYTES: u32 = 48 << 10;
+const HOLD_BYTES: usize = 1 << 20;
+const HOLD_MAX: Duration = Duration::from_millis(8);
+/// Under load a read begins this long after the last one; docs/adr/0003 has the figures.
+const PERIOD: RangeInclusive<Duration> = Duration::from_micros(100)..=Duration::from_micros(250);
+/// Over TCP, where the kernel holds megabytes and fewer acknowledgements mean fewer segments.
+const TCP_PERIOD: RangeInclusive<Duration> =
+    Duration::from_micros(500)..=Duration::from_micros(500);
+/// The period is chosen so that a read finds about this much. A unix socket holds twice that of
+/// small messages (it counts some 770 bytes for each), and a walsender that fills it stands still.
+const PERIOD_BYTES: u32 = 20 << 10;
 /// The rate that counts as load. A load is noticed soon and forgotten late: the walsender pauses
 /// between transactions, and a reader that turns eager in each pause wakes for every message.
-const LOAD_BYTES_PER_MS: u128 = 4 << 10;
+const LOAD_BYTES_PER_MS: u128 = 12 << 10;
 const RISE_WINDOW: Duration = Duration::from_millis(1);
 const FALL_WINDOW: Duration = Duration::from_millis(10);
+/// Below load, commits that follow one another sooner than this are handed over together: each
+/// hand-over costs an fsync, which the database on the same disk waits for too.
+const BUSY_PERIOD: Duration = Duration::from_millis(1);
 /// A read of less than this has found the end of what there was.
 const DRY_BYTES: usize = 4 << 10;
 /// A quiet read looks up this often for a stop and for something to confirm.
@@ -194,7 +201,13 @@ pub(super) struct Reader {
     last_idle: Option<Instant>,
     load: Load,
     held_since: Option<Instant>,
-    wait: Duration,
+    last_put: Instant,
+    /// The last one came soon after the one before.
+    busy: bool,
+    last_read: Instant,
+    /// Under load, from one read to the next.
+    period: Duration,
+    periods: RangeInclusive<Duration>,
 }
 
 impl Reader {
@@ -209,6 +222,7 @@ impl Reader {
         stream.socket().set_timeouts(Some(WRITE_TIMEOUT))?;
         stream.socket().set_read_timeout(Some(QUIET_READ))?;
         let now = Instant::now();
+        let periods = if stream.socket().is_tcp() { TCP_PERIOD } else { PERIOD };
         Ok(Self {
             stream,
             frames,
@@ -222,7 +236,11 @@ impl Reader {
             last_idle: None,
             load: Load { since: now, bytes: 0, high: false },
             held_since: None,
-            wait: COALESCE_MAX,
+            last_put: now,
+            busy: false,
+            last_read: now,
+            period: *periods.end(),
+            periods,
         })
     }
 
@@ -237,6 +255,7 @@ impl Reader {
 
     /// Reads until it is stopped or the connection ends.
     pub(super) fn run(mut self) {
+        sleep_exactly();
         let outcome = self.serve();
         if outcome.is_ok() {
             // A clean end tells the server what is confirmed, and frees the slot at once.
@@ -260,10 +279,11 @@ impl Reader {
                 Ok(0) => return Err(broken(io::ErrorKind::UnexpectedEof.into())),
                 Ok(read) => {
                     self.note(read)?;
-                    self.wait = next_wait(self.wait, read);
+                    self.period = next_period(self.period, read, &self.periods);
                     let bytes = self.frames.take_whole()?;
                     self.decode(bytes)?;
                     self.hand_over_or_hold(read < DRY_BYTES);
+                    self.rest();
                 }
                 Err(error) if is_timeout(&error) => {
                     let high = self.load.note(0, Instant::now());
@@ -291,8 +311,8 @@ impl Reader {
     }
 
     fn note(&mut self, read: usize) -> Result<()> {
-        let now = Instant::now();
-        let high = self.load.note(read, now);
+        self.last_read = Instant::now();
+        let high = self.load.note(read, self.last_read);
         self.shared.stats.bytes.fetch_add(read as u64, Ordering::Relaxed);
         self.set_load(high)
     }
@@ -357,9 +377,16 @@ impl Reader {
         if !self.load.high || enough || dry {
             self.hand_over();
         }
-        if self.load.high {
-            std::thread::sleep(self.wait);
-        }
+    }
+
+    /// Sleeps until the next read is due. What was done meanwhile counts: the server goes on.
+    fn rest(&self) {
+        let due = match (self.load.high, self.busy) {
+            (true, _) => self.last_read + self.period,
+            (false, true) => self.last_put + BUSY_PERIOD,
+            (false, false) => return,
+        };
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
     }
 
     fn hand_over(&mut self) {
@@ -380,7 +407,10 @@ impl Reader {
         }
     }
 
-    fn put(&self, batch: Batch) {
+    fn put(&mut self, batch: Batch) {
+        let now = Instant::now();
+        self.busy = now - self.last_put < 2 * BUSY_PERIOD;
+        self.last_put = now;
         let stats = &self.shared.stats;
         stats.changes.fetch_add(batch.changes.len() as u64, Ordering::Relaxed);
         stats.last_message_us.store(Timestamp::now().0, Ordering::Relaxed);
@@ -428,10 +458,16 @@ impl Reader {
 /// CopyDone and Terminate.
 const FAREWELL: &[u8] = b"c\0\0\0\x04X\0\0\0\x04";
 
-/// The wait after which a read should find `COALESCE_BYTES`, when `wait` made it find `read`.
-fn next_wait(wait: Duration, read: usize) -> Duration {
+/// The period in which a read should find `PERIOD_BYTES`, when in `period` it found `read`.
+fn next_period(period: Duration, read: usize, within: &RangeInclusive<Duration>) -> Duration {
     let read = u32::try_from(read).unwrap_or(u32::MAX).max(1);
-    (wait * COALESCE_BYTES / read).clamp(COALESCE_MIN, COALESCE_MAX)
+    (period * PERIOD_BYTES / read).clamp(*within.start(), *within.end())
+}
+
+/// Sleeps of this thread end on time, not up to 50 us later, as Linux does it by default.
+fn sleep_exactly() {
+    #[cfg(target_os = "linux")]
+    let _ = rustix::thread::set_current_timer_slack(std::num::NonZero::new(1000));
 }
 
 fn is_timeout(error: &io::Error) -> bool {
@@ -485,11 +521,13 @@ mod tests {
     }
 
     #[test]
-    fn the_wait_is_long_for_small_rows_and_short_for_those_that_fill_the_socket() {
-        assert_eq!(next_wait(COALESCE_MAX, 20_000), COALESCE_MAX);
-        assert_eq!(next_wait(COALESCE_MAX, 96 << 10), COALESCE_MAX / 2);
-        assert_eq!(next_wait(COALESCE_MIN, 1 << 20), COALESCE_MIN);
-        assert!(next_wait(COALESCE_MAX / 2, 1_000) > COALESCE_MAX / 2);
+    fn the_period_is_long_for_small_rows_and_short_for_those_that_fill_the_socket() {
+        let next = |period, read| next_period(period, read, &PERIOD);
+        let (min, max) = PERIOD.into_inner();
+        assert_eq!(next(max, 8_000), max);
+        assert_eq!(next(max, 2 * PERIOD_BYTES as usize), max / 2);
+        assert_eq!(next(min, 1 << 20), min);
+        assert!(next(max / 2, 1_000) > max / 2);
     }
 
     fn batch(position: Option<u64>, count: usize) -> Batch {

@@ -399,6 +399,11 @@ impl Socket {
         }
     }
 
+    /// Whether it is a TCP connection.
+    pub(super) fn is_tcp(&self) -> bool {
+        matches!(self, Socket::Tcp(_))
+    }
+
     /// A second handle, with which another thread may end a read.
     pub(super) fn try_clone(&self) -> io::Result<Self> {
         match self {
