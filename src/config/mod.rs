@@ -111,6 +111,12 @@ pub struct Postgres {
     /// What happens at `wal_retained_bytes_max`.
     #[serde(default)]
     pub wal_retained_policy: WalRetainedPolicy,
+    /// The largest change (old and new row together, as the server sends them) that is read into
+    /// memory. A larger one stops the source and says so; nothing is lost. PostgreSQL's own limit
+    /// is 1 GiB.
+    #[serde(default = "change_bytes_max")]
+    #[schemars(range(min = 1_048_576, max = 1_073_741_824))]
+    pub change_bytes_max: usize,
 }
 
 /// What happens when the server keeps more log for our slot than it should.
@@ -439,6 +445,10 @@ fn yes() -> bool {
 
 fn reconcile_ms() -> u64 {
     10_000
+}
+
+fn change_bytes_max() -> usize {
+    256 << 20
 }
 
 fn batch_changes_max() -> usize {

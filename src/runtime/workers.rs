@@ -45,5 +45,5 @@ impl Drop for Workers {
 /// On Linux a priority belongs to a thread; elsewhere it would be that of the process.
 fn stand_back() {
     #[cfg(target_os = "linux")]
-    let _ = rustix::process::setpriority_process(None, NICE);
+    let _ = rustix::process::nice(NICE);
 }

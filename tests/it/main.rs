@@ -24,6 +24,7 @@ mod journal_fixture;
 mod journal_model;
 mod journal_power_cut;
 mod kit;
+mod large_change;
 mod operation;
 mod progress;
 mod sink;

@@ -211,7 +211,7 @@ async fn an_old_file_is_rotated_by_time() {
     let mut sink = File::new(&options, Format::Native, &context());
     sink.open().await.unwrap();
     written(&mut sink, 0..2).await.unwrap();
-    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    tokio::time::sleep(Duration::from_millis(5)).await;
     written(&mut sink, 2..3).await.unwrap();
     let rotated = "log.00000000000000000000-00000000000000000001";
     assert_eq!(names(&directory), ["log", rotated, "log.walrace"]);
@@ -517,7 +517,7 @@ async fn a_cancelled_write_is_done_whole_or_not_at_all_before_the_next_call() {
     let mut cursor = sink.open().await.unwrap().map_or(0, |progress| progress.cursor);
     for round in 0..60 {
         let (changes, to) = (batch(cursor..cursor + 50), progress(cursor + 50));
-        let patience = std::time::Duration::from_micros(round % 20 * 50);
+        let patience = Duration::from_micros(round % 20 * 50);
         let _ = tokio::time::timeout(patience, sink.write(&changes, &to)).await;
         match round % 3 {
             0 => cursor = sink.open().await.unwrap().map_or(0, |progress| progress.cursor),
@@ -550,7 +550,7 @@ fn a_write_that_was_cancelled_before_it_began_never_begins() {
         let (release, held) = std::sync::mpsc::sync_channel::<()>(1);
         let busy = tokio::task::spawn_blocking(move || held.recv());
         let (changes, to) = (batch(0..5), progress(5));
-        let patience = std::time::Duration::from_millis(1);
+        let patience = Duration::from_millis(1);
         assert!(tokio::time::timeout(patience, sink.write(&changes, &to)).await.is_err());
         // The open is called, and waits for the thread, before the write can get it.
         let (opened, ()) = tokio::join!(sink.open(), async { release.send(()).unwrap() });

@@ -117,6 +117,11 @@ impl Assembler {
         }
     }
 
+    /// The name of a table that the server has described.
+    pub(super) fn table_name(&self, oid: u32) -> Option<String> {
+        self.tables.get(&oid).map(|table| table.full_name())
+    }
+
     /// Wire bytes that wait to be taken.
     pub(super) fn bytes(&self) -> usize {
         self.bytes

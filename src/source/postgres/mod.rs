@@ -171,7 +171,8 @@ fn start_reading(
     let catalog = Catalog::new(settings.target.clone());
     let reader = Reader::new(connection, start, catalog, Arc::clone(&shared))
         .class(Class::Retry, cannot)?
-        .with_sender_timeout(Duration::from_millis(server.sender_timeout_ms));
+        .with_sender_timeout(Duration::from_millis(server.sender_timeout_ms))
+        .with_change_bytes_max(settings.config.change_bytes_max);
     let ended = Arc::clone(&shared);
     thread(format!("read {}", settings.name), move || {
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| reader.run()));

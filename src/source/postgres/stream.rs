@@ -194,6 +194,7 @@ pub(super) struct Reader {
     assembler: Assembler,
     catalog: Catalog,
     shared: Arc<Shared>,
+    change_bytes_max: usize,
     status_interval: Duration,
     last_status: Instant,
     sent_confirmed: u64,
@@ -229,6 +230,7 @@ impl Reader {
             assembler: Assembler::new(start),
             catalog,
             shared,
+            change_bytes_max: usize::MAX,
             status_interval: STATUS_INTERVAL_MAX,
             last_status: now,
             sent_confirmed: 0,
@@ -253,6 +255,13 @@ impl Reader {
         self
     }
 
+    /// Stops at a change of more bytes than this.
+    #[must_use]
+    pub(super) fn with_change_bytes_max(mut self, bytes: usize) -> Self {
+        self.change_bytes_max = bytes;
+        self
+    }
+
     /// Reads until it is stopped or the connection ends.
     pub(super) fn run(mut self) {
         sleep_exactly();
@@ -274,6 +283,7 @@ impl Reader {
         while !self.shared.stopped() {
             self.report_if_due()?;
             self.wait_for_room()?;
+            self.check_size()?;
             match self.frames.fill(&mut self.stream) {
                 Ok(0) if self.shared.stopped() => break,
                 Ok(0) => return Err(broken(io::ErrorKind::UnexpectedEof.into())),
@@ -308,6 +318,25 @@ impl Reader {
             queue = shared.lock();
         }
         Ok(())
+    }
+
+    /// Refuses a change for which there is no memory, before it is read.
+    fn check_size(&self) -> Result<()> {
+        let Some((length, begun)) = self.frames.unfinished() else { return Ok(()) };
+        if length <= self.change_bytes_max {
+            return Ok(());
+        }
+        let oid = begun.get(RELATION..).and_then(|rest| rest.first_chunk());
+        let table = oid.and_then(|oid| self.assembler.table_name(u32::from_be_bytes(*oid)));
+        let table = table.unwrap_or_else(|| "an unknown table".to_owned());
+        Err(Error::config(format!(
+            "a change of {table} has {length} bytes, more than change_bytes_max ({})",
+            self.change_bytes_max
+        ))
+        .remedy(
+            "raise `change_bytes_max` of the source (some four times as much memory is needed); \
+             the change waits in the server's log",
+        ))
     }
 
     fn note(&mut self, read: usize) -> Result<()> {
@@ -454,6 +483,9 @@ impl Reader {
         Ok(())
     }
 }
+
+/// Where a change's relation stands: behind CopyData's head, XLogData's head and the kind.
+const RELATION: usize = 5 + 25 + 1;
 
 /// CopyDone and Terminate.
 const FAREWELL: &[u8] = b"c\0\0\0\x04X\0\0\0\x04";

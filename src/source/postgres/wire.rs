@@ -251,6 +251,14 @@ impl Frames {
         }
     }
 
+    /// The length of a message whose end has not arrived, and its beginning. No memory is taken for
+    /// the rest before the next `fill`.
+    pub(super) fn unfinished(&self) -> Option<(usize, &[u8])> {
+        let received = self.buffer.get(..self.filled)?;
+        let length = message_length(received).ok()??;
+        (length > received.len()).then_some((length, received))
+    }
+
     /// Cuts off all whole messages at once.
     pub(super) fn take_whole(&mut self) -> Result<Bytes> {
         let received = self.buffer.get(..self.filled).unwrap_or_default();
