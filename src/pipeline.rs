@@ -110,8 +110,6 @@ pub struct Delivery<'a> {
     pub recorded_at: Instant,
     /// The cursor that the target holds or, where it holds none, the catalog.
     pub written: u64,
-    /// Before this the sink wants no batch.
-    pub next_batch: Instant,
 }
 
 /// Progress that no write carries (filtered changes, targets that keep their own) is recorded this
@@ -122,17 +120,17 @@ impl Delivery<'_> {
     /// Waits for changes; `None` at a stop.
     async fn read(&mut self, stop: &CancellationToken) -> Result<Option<Batch>> {
         loop {
+            let due = self.sink.not_before().unwrap_or_else(Instant::now);
             let unrecorded = self.stats.recorded() < self.progress.cursor;
             let batch = tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(None),
-                batch = read_after(self.next_batch, &mut self.reader, self.cut.limits) => batch?,
+                batch = read_after(due, &mut self.reader, self.cut.limits) => batch?,
                 () = sleep_until(self.recorded_at + RECORD_EVERY), if unrecorded => {
                     self.record().await?;
                     continue;
                 }
             };
-            self.next_batch = Instant::now() + self.sink.pause();
             return self.linger(batch, stop).await.map(Some);
         }
     }

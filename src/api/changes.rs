@@ -10,6 +10,7 @@ use axum::{
 };
 use futures_util::stream;
 use serde::Deserialize;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::Failure;
 use crate::{
@@ -54,6 +55,17 @@ enum Style {
 
 const LIMITS: Limits = Limits { changes_max: 500, bytes_max: 1 << 20 };
 
+/// Streams at one time; each holds up to `LIMITS.bytes_max` of rows and its place in the journal.
+const STREAMS_MAX: usize = 64;
+static STREAMS: Semaphore = Semaphore::const_new(STREAMS_MAX);
+
+fn permit() -> Result<SemaphorePermit<'static>> {
+    STREAMS.try_acquire().map_err(|_| {
+        Error::retry(format!("{STREAMS_MAX} streams of changes are open, as many as there may be"))
+            .remedy("end one (`walrace tail`, `walrace missing`), or read through a sink")
+    })
+}
+
 /// `GET /sources/{source}/changes?from=&to=&tables=&operations=&tokens=`: live changes, native
 /// format.
 pub(super) async fn of_source(
@@ -61,6 +73,7 @@ pub(super) async fn of_source(
     Path(source): Path<String>,
     Query(show): Query<Show>,
 ) -> Result<impl IntoResponse, Failure> {
+    let permit = permit()?;
     let journal = walrace.journal(&source)?;
     let filter = filter(&show)?;
     let mut first = None;
@@ -82,7 +95,7 @@ pub(super) async fn of_source(
     };
     let reader = journal.reader(from).map_err(|error| or_gone(error, from, journal.start()))?;
     let tokens = show.tokens.then(|| Tokens { journal: journal.clone(), first });
-    let lines = Lines { reader, filter, to: show.to, walrace, tokens };
+    let lines = Lines { reader, filter, to: show.to, walrace, tokens, _permit: permit };
     Ok(lines.into_body(show.style))
 }
 
@@ -97,13 +110,14 @@ pub(super) async fn missing(
     Path(name): Path<String>,
     Query(show): Query<Show>,
 ) -> Result<impl IntoResponse, Failure> {
+    let permit = permit()?;
     let status = super::status_of(Arc::clone(&walrace)).await?;
     let sink = status.sinks.into_iter().find(|sink| sink.name == name);
     let sink = sink.ok_or_else(|| Error::config(format!("there is no sink {name}")))?;
     let journal = walrace.journal(&sink.source)?;
     let (reader, end) = (journal.reader(sink.cursor)?, journal.end());
     let filter = walrace.filter_of(&name)?;
-    let lines = Lines { reader, filter, to: Some(end), walrace, tokens: None };
+    let lines = Lines { reader, filter, to: Some(end), walrace, tokens: None, _permit: permit };
     Ok(lines.into_body(show.style))
 }
 
@@ -113,6 +127,7 @@ struct Lines {
     to: Option<u64>,
     walrace: Arc<Walrace>,
     tokens: Option<Tokens>,
+    _permit: SemaphorePermit<'static>,
 }
 
 /// Where resume tokens come from, for those who asked for them.

@@ -241,7 +241,6 @@ impl Delivering {
             stats: Arc::clone(&self.stats),
             recorded_at: Instant::now(),
             written: progress.cursor,
-            next_batch: Instant::now(),
         })
     }
 

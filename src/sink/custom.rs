@@ -3,6 +3,7 @@
 
 use async_trait::async_trait;
 use serde::Deserialize;
+use tokio::time::Instant;
 
 use super::{
     Capabilities, Context, Outcome, Progress, Sink, Written,
@@ -99,6 +100,10 @@ impl Custom {
 impl Sink for Custom {
     fn capabilities(&self) -> Capabilities {
         Capabilities { transactional_progress: false, lanes: true, state_target: false }
+    }
+
+    fn not_before(&self) -> Option<Instant> {
+        self.endpoint.not_before()
     }
 
     async fn open(&mut self) -> Result<Option<Progress>> {

@@ -22,6 +22,8 @@ const EXCERPT_BYTES: usize = 200;
 const EXCERPT_READ_BYTES: usize = 8 << 10;
 /// Shorter parts of a header's value are words such as `Bearer`, not secrets.
 const SECRET_BYTES_MIN: usize = 7;
+/// A first segment of a path that is as long as this may be a token.
+const PATH_SECRET_BYTES_MIN: usize = 20;
 /// Of a reply that nobody needs this much is read, so that the connection can be used again.
 const DRAIN_BYTES_MAX: usize = 64 << 10;
 /// A `Retry-After` beyond this is cut: a target cannot stop a sink for days by a slip.
@@ -31,7 +33,7 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(600);
 pub(super) struct Endpoint {
     client: Client,
     url: Url,
-    /// Host and path: what errors may show.
+    /// What errors may show of the address.
     name: String,
     timeout: Duration,
     /// Texts that must not be shown although a reply may echo them.
@@ -57,12 +59,16 @@ impl Endpoint {
             .timeout(timeout)
             .build()
             .class(Class::Config, || "cannot set up the HTTP client")?;
-        let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
-        let name = format!("{}{port}{}", url.host_str().unwrap_or_default(), url.path());
+        let name = name_of(&url);
         let mut endpoint =
             Self { client, url, name, timeout, secrets: Vec::new(), not_before: None };
         endpoint.hide_all(headers);
         Ok(endpoint)
+    }
+
+    /// When the last reply wants the next request.
+    pub(super) fn not_before(&self) -> Option<Instant> {
+        self.not_before
     }
 
     /// Masks a further text in the replies that are shown.
@@ -76,6 +82,7 @@ impl Endpoint {
             .query_pairs()
             .map(|(_, value)| value.into_owned())
             .chain(self.url.password().map(str::to_owned))
+            .chain(hidden_segments(&self.url).map(str::to_owned))
             .collect();
         of_url.into_iter().for_each(|text| self.hide_text(text));
         for value in headers.values() {
@@ -95,12 +102,9 @@ impl Endpoint {
     }
 
     /// POSTs JSON and waits for a reply of success; every other outcome is an error whose class
-    /// says what it means (DESIGN, section 11). Waits first as long as the last reply asked for.
+    /// says what it means (DESIGN, section 11).
     pub(super) async fn post(&mut self, headers: HeaderMap, body: Vec<u8>) -> Result<Response> {
-        if let Some(time) = self.not_before {
-            tokio::time::sleep_until(time).await;
-            self.not_before = None;
-        }
+        self.not_before = None;
         let request = self.client.post(self.url.clone()).headers(headers).body(body);
         let reply = request.send().await.map_err(|cause| self.unreachable(cause))?;
         let status = reply.status();
@@ -270,6 +274,25 @@ fn retry_after(value: &HeaderValue) -> Option<Duration> {
     Some(wait.try_into().unwrap_or(Duration::ZERO))
 }
 
+/// Host, port, and of the path what cannot be a token: many services put one behind the first
+/// segment (`https://hooks.example/services/T0/B0/hunter2`).
+fn name_of(url: &Url) -> String {
+    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+    let first = url.path_segments().and_then(|mut segments| segments.next()).unwrap_or_default();
+    let shown = if first.len() < PATH_SECRET_BYTES_MIN { first } else { "…" };
+    let more = if url.path_segments().is_some_and(|all| all.count() > 1) { "/…" } else { "" };
+    format!("{}{port}/{shown}{more}", url.host_str().unwrap_or_default())
+}
+
+/// Segments of the path that are not shown and are long enough to be tokens.
+fn hidden_segments(url: &Url) -> impl Iterator<Item = &str> {
+    let segments = url.path_segments().into_iter().flatten().enumerate();
+    segments.filter_map(|(index, segment)| {
+        let min = if index == 0 { PATH_SECRET_BYTES_MIN } else { SECRET_BYTES_MIN };
+        (segment.len() >= min).then_some(segment)
+    })
+}
+
 fn parse_url(secret: &Secret) -> Result<Url> {
     let url = Url::parse(secret.expose()).ok();
     let url = url.filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
@@ -310,6 +333,17 @@ mod tests {
         for code in [400, 413, 422, 402, 406, 409, 418, 451] {
             assert_eq!(class(code), Class::Data, "{code}");
         }
+    }
+
+    #[test]
+    fn of_an_address_only_what_cannot_be_a_token_is_shown() {
+        let name = |url| name_of(&Url::parse(url).unwrap());
+        assert_eq!(name("https://a.example"), "a.example/");
+        assert_eq!(name("https://u:pw@a.example:8443/hook?token=x"), "a.example:8443/hook");
+        assert_eq!(name("https://a.example/services/T0/hunter2"), "a.example/services/…");
+        assert_eq!(name("https://a.example/d2Vob29rLXRva2VuLWhlcmU"), "a.example/…");
+        let url = Url::parse("https://a.example/services/T0/hunter2").unwrap();
+        assert_eq!(hidden_segments(&url).collect::<Vec<_>>(), ["hunter2"]);
     }
 
     #[test]

@@ -6,11 +6,11 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
 };
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::{
@@ -123,10 +123,10 @@ pub trait Sink: Send {
     /// What it guarantees and allows.
     fn capabilities(&self) -> Capabilities;
 
-    /// The least time from one batch to the next, for a target of which each write costs the
-    /// machine more than its bytes do. A change that comes alone does not wait.
-    fn pause(&self) -> Duration {
-        Duration::ZERO
+    /// When it wants the next batch: a target asked for time, or each write costs the machine more
+    /// than its bytes do. The loop waits, and hears a stop meanwhile; `None` is now.
+    fn not_before(&self) -> Option<Instant> {
+        None
     }
 
     /// Connects, undoes what an unfinished write left behind, and returns the target's own progress

@@ -3,6 +3,7 @@
 
 use async_trait::async_trait;
 use reqwest::header::{HeaderMap, HeaderName};
+use tokio::time::Instant;
 
 use super::{
     Capabilities, Context, Outcome, Progress, Sink, Written,
@@ -128,6 +129,10 @@ impl Webhook {
 impl Sink for Webhook {
     fn capabilities(&self) -> Capabilities {
         Capabilities { transactional_progress: false, lanes: true, state_target: false }
+    }
+
+    fn not_before(&self) -> Option<Instant> {
+        self.endpoint.not_before()
     }
 
     async fn open(&mut self) -> Result<Option<Progress>> {

@@ -64,6 +64,40 @@ async fn a_signal_ends_it_in_time_and_nothing_is_lost() {
 }
 
 #[tokio::test]
+async fn a_stop_does_not_wait_for_a_target_that_asked_for_time() {
+    let mut scene = Scene::set().await;
+    let headers = vec![("retry-after".to_owned(), "600".to_owned())];
+    scene.hook.next([Answer::RefuseWith { status: 429, headers, body: String::new() }]);
+    scene.insert(0..1).await;
+    scene.hook.wait_until_asked(1).await;
+    tokio::time::sleep(Duration::from_millis(500)).await; // five times the longest backoff
+    assert_eq!(scene.hook.asked(), 1, "it asked for ten minutes");
+    let begun = std::time::Instant::now();
+    assert!(scene.server.stop().await.success());
+    assert!(begun.elapsed() < Duration::from_secs(5), "the stop took {:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn streams_of_changes_are_limited_and_a_closed_one_makes_room() {
+    let scene = Scene::set().await;
+    let url = format!("http://{}/sources/app/changes", scene.server.address().unwrap());
+    let open = async || crate::kit::http_client().get(&url).send().await.unwrap();
+    let mut streams = Vec::new();
+    for _ in 0..64 {
+        streams.push(open().await);
+    }
+    assert!(streams.iter().all(|stream| stream.status() == 200));
+    let refused = open().await;
+    assert_eq!(refused.status(), 503);
+    assert!(refused.text().await.unwrap().contains("64 streams of changes are open"));
+    streams.pop();
+    // A change makes the server write, and so notice who is gone.
+    scene.insert(0..1).await;
+    let room = async || (open().await.status() == 200).then_some(());
+    wait_for(PATIENCE, room, || "no room after a stream was closed".to_owned()).await;
+}
+
+#[tokio::test]
 async fn capture_goes_on_by_itself_after_the_database_restarts() {
     let mut scene = Scene::set().await;
     scene.insert(0..10).await;

@@ -9,6 +9,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use tokio::time::Instant;
 
 use super::{Capabilities, Context, Progress, Sink, Written};
 use crate::{
@@ -40,6 +41,7 @@ pub(super) struct File {
     store: Arc<Mutex<Store>>,
     /// Counts the calls: a task of a cancelled call that has not begun must not begin any more.
     calls: Arc<AtomicU64>,
+    last_write: Option<Instant>,
 }
 
 impl File {
@@ -53,6 +55,7 @@ impl File {
             context: context.clone(),
             store: Arc::new(Mutex::new(store)),
             calls: Arc::default(),
+            last_write: None,
         }
     }
 
@@ -106,8 +109,8 @@ impl Sink for File {
         Capabilities { transactional_progress: true, lanes: false, state_target: false }
     }
 
-    fn pause(&self) -> Duration {
-        PAUSE
+    fn not_before(&self) -> Option<Instant> {
+        self.last_write.map(|last| last + PAUSE)
     }
 
     async fn open(&mut self) -> Result<Option<Progress>> {
@@ -115,6 +118,7 @@ impl Sink for File {
     }
 
     async fn write(&mut self, batch: &Batch, progress: &Progress) -> Result<Written> {
+        self.last_write = Some(Instant::now());
         let lines = self.encode(batch)?;
         let progress = *progress;
         let (lines, written) = self
