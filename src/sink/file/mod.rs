@@ -28,8 +28,9 @@ mod tests;
 /// A buffer that grew beyond this is not kept.
 const BUFFER_BYTES_MAX: usize = 16 << 20;
 
-/// A batch is two fsyncs, and a database on the same disk waits behind each.
+/// After a small batch: each is two fsyncs, and a database on the same disk waits behind them.
 const PAUSE: Duration = Duration::from_millis(3);
+const SMALL_BATCH_BYTES: usize = 64 << 10;
 
 /// The `file` sink.
 #[derive(Debug)]
@@ -41,7 +42,7 @@ pub(super) struct File {
     store: Arc<Mutex<Store>>,
     /// Counts the calls: a task of a cancelled call that has not begun must not begin any more.
     calls: Arc<AtomicU64>,
-    last_write: Option<Instant>,
+    not_before: Option<Instant>,
 }
 
 impl File {
@@ -55,7 +56,7 @@ impl File {
             context: context.clone(),
             store: Arc::new(Mutex::new(store)),
             calls: Arc::default(),
-            last_write: None,
+            not_before: None,
         }
     }
 
@@ -110,7 +111,7 @@ impl Sink for File {
     }
 
     fn not_before(&self) -> Option<Instant> {
-        self.last_write.map(|last| last + PAUSE)
+        self.not_before
     }
 
     async fn open(&mut self) -> Result<Option<Progress>> {
@@ -118,8 +119,9 @@ impl Sink for File {
     }
 
     async fn write(&mut self, batch: &Batch, progress: &Progress) -> Result<Written> {
-        self.last_write = Some(Instant::now());
+        let begun = Instant::now();
         let lines = self.encode(batch)?;
+        self.not_before = (lines.bytes.len() < SMALL_BATCH_BYTES).then(|| begun + PAUSE);
         let progress = *progress;
         let (lines, written) = self
             .blocking(move |store| {
