@@ -68,8 +68,9 @@ def host_of(cluster, transport):
 
 def stream_command(cluster, database, slot, file, transport="unix"):
     """The command line of pg_recvlogical for a slot of the publication `bench`."""
-    return [str(cluster.bin / "pg_recvlogical"), "-h", host_of(cluster, transport), "-p", str(cluster.port),
-            "-U", "postgres", "-d", database, "-S", slot, "--start", "--no-loop", "-f", file,
+    host = host_of(cluster, transport)
+    return [str(cluster.bin / "pg_recvlogical"), "-h", host, "-p", str(cluster.port), "-U",
+            "postgres", "-d", database, "-S", slot, "--start", "--no-loop", "-f", file,
             "-s", "1", "-o", "proto_version=1", "-o", "publication_names=bench"]
 
 

@@ -2,9 +2,9 @@
 //!
 //! `discard HOST PORT DATABASE SLOT END_LSN PERIOD_US` reads once in a period, looks at the heads
 //! of the messages to know where it is, throws everything away, and ends at END_LSN. HOST is the
-//! folder of a unix socket or an address. Nothing that reads this server can be much faster; what
-//! it gains on `pg_recvlogical` is all that there is to gain. `bench/run.py` compiles it with rustc
-//! alone.
+//! folder of a unix socket or an address. What it gains on `pg_recvlogical` is what a reader of the
+//! same socket can gain, but for chance: over TCP the sender's congestion window decides, and it
+//! has been seen above the unix socket. `bench/run.py` compiles it with rustc alone.
 
 use std::{
     env,

@@ -352,7 +352,7 @@ fn string_length(text: &[u8]) -> Option<usize> {
     }
 }
 
-/// The code unit of a `\uXXXX` at `at`.
+/// The code unit of an escape such as `\u00e9` at `at`.
 fn code_unit(text: &[u8], at: usize) -> Option<u16> {
     let digits = text.get(at..at + 6)?.strip_prefix(b"\\u")?;
     u16::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()

@@ -326,11 +326,16 @@ impl Reader {
         if length <= self.change_bytes_max {
             return Ok(());
         }
-        let oid = begun.get(RELATION..).and_then(|rest| rest.first_chunk());
-        let table = oid.and_then(|oid| self.assembler.table_name(u32::from_be_bytes(*oid)));
-        let table = table.unwrap_or_else(|| "an unknown table".to_owned());
+        let what = match begun.get(RELATION - 1..) {
+            Some([b'M', ..]) => "a logical message".to_owned(),
+            Some([_, oid @ ..]) => oid
+                .first_chunk()
+                .and_then(|oid| self.assembler.table_name(u32::from_be_bytes(*oid)))
+                .map_or_else(|| "a change".to_owned(), |table| format!("a change of {table}")),
+            _ => "a change".to_owned(),
+        };
         Err(Error::config(format!(
-            "a change of {table} has {length} bytes, more than change_bytes_max ({})",
+            "{what} has {length} bytes, more than change_bytes_max ({})",
             self.change_bytes_max
         ))
         .remedy(
