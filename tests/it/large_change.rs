@@ -51,5 +51,8 @@ async fn a_change_above_the_limit_stops_its_source_unread_and_passes_once_the_li
     let seen = file.wait_until(limit, |seen| seen.len() == 3).await;
     let lengths = seen.iter().map(|change| change["after"]["body"].as_str().unwrap().len());
     assert_eq!(lengths.collect::<Vec<_>>(), [1, VALUE_BYTES as usize, 1]);
+    let peak = peak_bytes(&server);
+    println!("a change of {VALUE_BYTES} bytes took {peak} bytes");
+    assert!(peak < 5 * VALUE_BYTES, "{peak} bytes were taken");
     assert!(server.stop().await.success());
 }
