@@ -179,6 +179,7 @@ impl Delivery<'_> {
             let progress = Progress { cursor: end, ..self.progress };
             match self.sink.write(&part, &progress).await {
                 Ok(Written::All) => self.pass(&part, end).await?,
+                Ok(Written::Until(durable)) => self.pass(&part, durable).await?,
                 Ok(Written::Each(outcomes)) => self.pass_until_refused(part, outcomes, end).await?,
                 Err(error) if error.class() == Class::Data && part.changes.len() > 1 => {
                     let second = part.changes.split_off(part.changes.len() / 2);

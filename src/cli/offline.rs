@@ -1,17 +1,13 @@
 //! What can be told of a Walrace that is not running: from its catalog, its journals, the targets
 //! that keep their own progress, and the databases. Nothing is changed.
 
-use std::{
-    io::{self, BufWriter, Write},
-    sync::Arc,
-};
+use std::io::{self, BufWriter, Write};
 
 use super::lag::bytes_text;
 use crate::{
     catalog::{self, Catalog},
     change::{Batch, Timestamp},
     config::{self, Config, From},
-    disk::RealDisk,
     error::{Class, Classify, Error, Result},
     format::{Encoder, Names},
     journal::Inspection,
@@ -175,13 +171,7 @@ impl<'a> Offline<'a> {
             let cursor = if config.from == From::Now { info.end } else { info.start };
             return Ok(Place { source, cursor, lost: 0, gaps: info.gaps.len(), known: false });
         };
-        let context = sink::Context {
-            disk: RealDisk::shared(),
-            names: Names::default(),
-            lineage: info.lineage,
-            queues: sink::Queues::default(),
-            filtered: Arc::default(),
-        };
+        let context = sink::Context::new(&self.config.data_dir, Names::default(), info.lineage);
         let mut target = sink::open(name, config, &context)?;
         let keeps = target.capabilities().transactional_progress;
         let progress = catalog::reconcile(name, &registered, target.peek().await?, keeps)?;

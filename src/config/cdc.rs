@@ -1,6 +1,6 @@
 //! `[cdc]`: one emitter in five keys, a shorthand for a sink named `cdc`.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -106,55 +106,4 @@ fn needed(url: Option<&Secret>, emitter: &str, places: &Places) -> Result<Secret
         let remedy = format!("add {emitter}_url = \"https://...\" to [cdc]");
         places.error("cdc.emitter", &what).remedy(remedy)
     })
-}
-
-impl Sink {
-    /// A sink of `kind` with the default of every other key.
-    pub fn of(kind: SinkKind) -> Self {
-        Self {
-            source: None,
-            tables: Vec::new(),
-            schemas: Vec::new(),
-            operations: Vec::new(),
-            reads: true,
-            from: super::From::default(),
-            format: super::Format::default(),
-            batch_changes_max: super::batch_changes_max(),
-            batch_bytes_max: super::batch_bytes_max(),
-            batch_ms_max: 0,
-            retry_ms_min: super::retry_ms_min(),
-            retry_ms_max: super::retry_ms_max(),
-            retain: super::Retain::default(),
-            kind,
-        }
-    }
-}
-
-impl File {
-    /// A file without rotation.
-    pub fn to(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), rotate_bytes_max: 0, rotate_ms_max: 0 }
-    }
-}
-
-impl Webhook {
-    /// Unsigned batches to `url`.
-    pub fn to(url: Secret) -> Self {
-        Self {
-            url,
-            batch: true,
-            headers: BTreeMap::new(),
-            timeout_ms: super::timeout_ms(),
-            signing_secret: None,
-            hmac_secret: None,
-            hmac_header: super::hmac_header(),
-        }
-    }
-}
-
-impl Custom {
-    /// Batches to `url`.
-    pub fn to(url: Secret) -> Self {
-        Self { url, headers: BTreeMap::new(), timeout_ms: super::timeout_ms() }
-    }
 }

@@ -10,8 +10,6 @@ use std::{collections::BTreeMap, path::PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::change::Op;
-
 mod cdc;
 mod document;
 mod environment;
@@ -23,6 +21,7 @@ mod read;
 mod reference;
 mod secret;
 mod shape;
+mod sink;
 #[cfg(test)]
 mod tests;
 mod validate;
@@ -34,6 +33,7 @@ pub use self::{
     from::From,
     glob::Globs,
     secret::Secret,
+    sink::*,
 };
 
 /// `walrace.toml`.
@@ -151,192 +151,6 @@ pub enum WithoutIdentity {
     Refuse,
 }
 
-/// A destination: what all kinds share, and what its kind adds.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[schemars(extend("unevaluatedProperties" = false))]
-pub struct Sink {
-    /// The source that it reads; needed only where there are several.
-    #[serde(default)]
-    #[schemars(example = &"app")]
-    pub source: Option<String>,
-    /// Which tables: globs over `schema.table`; a leading `!` takes away. Empty: every table.
-    #[serde(default)]
-    pub tables: Vec<String>,
-    /// Which schemas, by exact name. Empty: all.
-    #[serde(default)]
-    pub schemas: Vec<String>,
-    /// Which operations. Empty: all. It does not remove the rows of backfills; `reads` does.
-    #[serde(default)]
-    pub operations: Vec<Op>,
-    /// Whether the rows of backfills (`read`) pass.
-    #[serde(default = "yes")]
-    pub reads: bool,
-    /// Where a new sink starts: `start` (with the oldest change of the journal), `now`, an offset,
-    /// a time such as `2026-04-06T09:14:22Z`, or a resume token.
-    #[serde(default)]
-    pub from: From,
-    /// How a change is written.
-    #[serde(default)]
-    pub format: Format,
-    /// A batch has at most this many changes. The `file` sink, whose readers see no batches, is
-    /// bound by bytes alone.
-    #[serde(default = "batch_changes_max")]
-    #[schemars(range(min = 1))]
-    pub batch_changes_max: usize,
-    /// A batch has at most this many bytes of rows, or a single change.
-    #[serde(default = "batch_bytes_max")]
-    #[schemars(range(min = 1))]
-    pub batch_bytes_max: usize,
-    /// A batch that is not full waits this long for more, in milliseconds.
-    #[serde(default)]
-    pub batch_ms_max: u64,
-    /// The first wait after a failure, in milliseconds; it doubles, with jitter, up to
-    /// `retry_ms_max`.
-    #[serde(default = "retry_ms_min")]
-    #[schemars(range(min = 1))]
-    pub retry_ms_min: u64,
-    /// The longest wait after a failure, in milliseconds.
-    #[serde(default = "retry_ms_max")]
-    #[schemars(range(min = 1))]
-    pub retry_ms_max: u64,
-    /// What the journal keeps for this sink when its disk runs short.
-    #[serde(default)]
-    pub retain: Retain,
-    /// The kind of target and its options.
-    #[serde(flatten)]
-    pub kind: SinkKind,
-}
-
-/// How a change is written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Format {
-    /// Walrace's own envelope.
-    #[default]
-    Native,
-    /// Sequin's message.
-    Sequin,
-}
-
-/// What the journal keeps for a sink when its disk runs short.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Retain {
-    /// Until `journal.bytes_max`; then the sink farthest behind is released and its lost range
-    /// recorded.
-    #[default]
-    Bounded,
-    /// Everything that it has not read; capture pauses instead.
-    Always,
-}
-
-/// The kind of a destination.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-pub enum SinkKind {
-    /// The terminal or a pipe.
-    Stdout(Stdout),
-    /// JSON Lines with rotation.
-    File(File),
-    /// An HTTP endpoint.
-    Webhook(Webhook),
-    /// A bounded queue inside a Rust program that embeds Walrace.
-    Queue(Queue),
-    /// A user's HTTP program that answers for each change.
-    Custom(Custom),
-}
-
-/// Options of the `stdout` sink.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Stdout {
-    /// How changes are printed.
-    pub style: StdoutStyle,
-}
-
-/// How the `stdout` sink prints.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum StdoutStyle {
-    /// `pretty` on a terminal, else `json`.
-    #[default]
-    Auto,
-    /// One coloured line a change.
-    Pretty,
-    /// JSON Lines.
-    Json,
-}
-
-/// Options of the `file` sink.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct File {
-    /// The file that is written; rotated ones carry their range of offsets in the name.
-    #[schemars(example = "changes.jsonl")]
-    pub path: PathBuf,
-    /// Begin a new file when it would grow beyond this. 0: never.
-    #[serde(default)]
-    pub rotate_bytes_max: u64,
-    /// Begin a new file when this one is older, in milliseconds. 0: never.
-    #[serde(default)]
-    pub rotate_ms_max: u64,
-}
-
-/// Options of the `webhook` sink.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Webhook {
-    /// Where each request is POSTed.
-    #[schemars(example = "https://example.org/hook")]
-    pub url: Secret,
-    /// `true`: one request with `{"data":[...]}`; `false`: one request a change.
-    #[serde(default = "yes")]
-    pub batch: bool,
-    /// Further headers, such as `authorization`.
-    #[serde(default)]
-    pub headers: BTreeMap<String, Secret>,
-    /// A reply that takes longer is an outage, in milliseconds.
-    #[serde(default = "timeout_ms")]
-    #[schemars(range(min = 1))]
-    pub timeout_ms: u64,
-    /// Signs each request by the Standard Webhooks scheme: `whsec_` and base64, or plain text.
-    #[serde(default)]
-    #[schemars(example = "${WEBHOOK_SECRET}")]
-    pub signing_secret: Option<Secret>,
-    /// Adds a plain hex HMAC-SHA256 of the body under this key.
-    #[serde(default)]
-    #[schemars(example = "${WEBHOOK_HMAC_SECRET}")]
-    pub hmac_secret: Option<Secret>,
-    /// The name of the plain HMAC's header.
-    #[serde(default = "hmac_header")]
-    pub hmac_header: String,
-}
-
-/// Options of the `queue` sink.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Queue {
-    /// Changes that wait at most; then delivery to this sink blocks.
-    #[schemars(range(min = 1))]
-    pub capacity: usize,
-}
-
-/// Options of the `custom` sink.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Custom {
-    /// Where each batch is POSTed; the reply has an outcome for each change.
-    #[schemars(example = "http://localhost:8080/changes")]
-    pub url: Secret,
-    /// Further headers.
-    #[serde(default)]
-    pub headers: BTreeMap<String, Secret>,
-    /// A reply that takes longer is an outage, in milliseconds.
-    #[serde(default = "timeout_ms")]
-    #[schemars(range(min = 1))]
-    pub timeout_ms: u64,
-}
-
 /// How much each journal keeps and how it writes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -427,12 +241,6 @@ impl Default for Journal {
     }
 }
 
-impl Default for Queue {
-    fn default() -> Self {
-        Self { capacity: 65_536 }
-    }
-}
-
 impl Default for Http {
     fn default() -> Self {
         Self { listen: "127.0.0.1:7376".into() }
@@ -449,28 +257,4 @@ fn reconcile_ms() -> u64 {
 
 fn change_bytes_max() -> usize {
     256 << 20
-}
-
-fn batch_changes_max() -> usize {
-    1_000
-}
-
-fn batch_bytes_max() -> usize {
-    4 << 20
-}
-
-fn retry_ms_min() -> u64 {
-    200
-}
-
-fn retry_ms_max() -> u64 {
-    30_000
-}
-
-fn timeout_ms() -> u64 {
-    30_000
-}
-
-fn hmac_header() -> String {
-    "X-Sequin-Signature".into()
 }

@@ -5,7 +5,10 @@ use std::{fmt::Write, path::PathBuf};
 use proptest::prelude::*;
 
 use super::*;
-use crate::{change::Timestamp, error::Class};
+use crate::{
+    change::{Op, Timestamp},
+    error::Class,
+};
 
 const SOURCE: &str = "[source.app]\nkind = \"postgres\"\nurl = \"postgres://u:hunter2@h/d\"\n";
 

@@ -7,7 +7,7 @@ use super::{
     table::{Shapes, TableShape, close_object},
 };
 use crate::{
-    change::{Before, Change, Message, Op, Row, Transaction, Value},
+    change::{Before, Change, Message, Op, Row, Shaped, Transaction, Value},
     error::{Error, Result},
     schema::Table,
 };
@@ -62,9 +62,23 @@ impl Native {
         let partial = matches!(change.before, Before::Key(_));
         out.extend_from_slice(b",\"before_partial\":");
         out.extend_from_slice(if partial { b"true" } else { b"false" });
-        self.transaction.write_idempotency_key(out, change.index)?;
+        match &change.shaped {
+            None => self.transaction.write_idempotency_key(out, change.index)?,
+            Some(shaped) => write_shaped(out, change, shaped),
+        }
         out.extend_from_slice(b"\"}");
         Ok(())
+    }
+
+    /// Appends the key as a JSON object of its columns.
+    pub(super) fn encode_key(&mut self, change: &Change, out: &mut Vec<u8>) -> Result<bool> {
+        let Some(table) = &change.table else { return Ok(false) };
+        let start = out.len();
+        write_key(out, self.shapes.of(table), change)?;
+        if out.get(start..) == Some(b"null") {
+            out.truncate(start);
+        }
+        Ok(out.len() > start)
     }
 
     fn write_tail(&self, out: &mut Vec<u8>, change: &Change) {
@@ -213,6 +227,15 @@ pub(super) fn complete<'a>(
         }
     };
     known.filter(|value| *value != Value::Unchanged)
+}
+
+/// The idempotency key up to its closing quote, and before it the mark of what comes late.
+fn write_shaped(out: &mut Vec<u8>, change: &Change, shaped: &Shaped) {
+    if shaped.late {
+        out.extend_from_slice(b",\"late\":true");
+    }
+    out.extend_from_slice(b",\"idempotency_key\":\"");
+    out.extend_from_slice(change.idempotency_key().as_bytes());
 }
 
 fn write_unchanged(out: &mut Vec<u8>, shape: &TableShape, unchanged: &[usize]) {

@@ -55,6 +55,26 @@ impl Sequin {
         out.extend_from_slice(&self.names);
         Ok(true)
     }
+
+    /// Appends Sequin's group id: the values of the key, joined by `:`.
+    pub(super) fn encode_key(&mut self, change: &Change, out: &mut Vec<u8>) -> Result<bool> {
+        let Some(table) = &change.table else { return Ok(false) };
+        let shape = self.shapes.of(table);
+        let Some(row) = change.key_row() else { return Ok(false) };
+        for (count, &index) in shape.key.iter().enumerate() {
+            if count > 0 {
+                out.push(b':');
+            }
+            let value = match row.value(index) {
+                Some(Value::Unchanged) => complete(shape, &change.before, index),
+                value => value,
+            };
+            if let Some(Value::Text(text)) = value {
+                out.extend_from_slice(text);
+            }
+        }
+        Ok(!shape.key.is_empty())
+    }
 }
 
 fn head(table: &Table) -> Vec<u8> {

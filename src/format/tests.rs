@@ -194,6 +194,7 @@ fn change(op: Op, before: Before, after: Option<Row>) -> Change {
         before,
         after,
         message: None,
+        shaped: None,
     }
 }
 
@@ -206,6 +207,7 @@ fn message(content: &'static [u8]) -> Change {
     Change {
         table: None,
         message: Some(Arc::new(message)),
+        shaped: None,
         ..change(Op::Message, Before::Nothing, None)
     }
 }

@@ -298,6 +298,7 @@ impl Decoder<'_> {
             before,
             after,
             message,
+            shaped: None,
         };
         self.offset += 1;
         self.index = self.index.wrapping_add(1);
@@ -376,6 +377,7 @@ mod tests {
             before: Before::Nothing,
             after: Some(Row::from_values([])),
             message: None,
+            shaped: None,
         }
     }
 

@@ -177,13 +177,9 @@ fn delivering(
     sink.batch_bytes_max = sink.batch_bytes_max.min(fair);
     let source = config.source_of(&sink).to_owned();
     let capturing = source_of(sources, &source)?;
-    let context = sink::Context {
-        disk: RealDisk::shared(),
-        names: capturing.names(name),
-        lineage: capturing.journal.lineage(),
-        queues: queues.clone(),
-        filtered: Arc::default(),
-    };
+    let names = capturing.names(name);
+    let mut context = sink::Context::new(&config.data_dir, names, capturing.journal.lineage());
+    context.queues = queues.clone();
     Ok(Delivering::new((name, &source), sink, capturing, (catalog.clone(), context)))
 }
 

@@ -6,12 +6,12 @@ use serde::Deserialize;
 use tokio::time::Instant;
 
 use super::{
-    Capabilities, Context, Outcome, Progress, Sink, Written,
+    Capabilities, Context, Outcome, Progress, Sink, With, Written,
     http::{self, Body, Endpoint},
 };
 use crate::{
     change::Batch,
-    config::{self, Format},
+    config,
     error::{Error, Result},
     format::Encoder,
 };
@@ -46,7 +46,8 @@ enum Answer {
 }
 
 impl Custom {
-    pub(super) fn new(options: &config::Custom, format: Format, context: &Context) -> Result<Self> {
+    pub(super) fn new(options: &config::Custom, with: With) -> Result<Self> {
+        let With { format, context, .. } = with;
         Ok(Self {
             encoder: Encoder::new(format, &context.names),
             endpoint: Endpoint::new(&options.url, &options.headers, options.timeout_ms)?,
@@ -99,7 +100,7 @@ impl Custom {
 #[async_trait]
 impl Sink for Custom {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { transactional_progress: false, lanes: true, state_target: false }
+        Capabilities { lanes: true, ..Capabilities::default() }
     }
 
     fn not_before(&self) -> Option<Instant> {

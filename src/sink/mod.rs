@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -15,8 +16,8 @@ use uuid::Uuid;
 
 use crate::{
     change::Batch,
-    config::{self, SinkKind},
-    disk::Disk,
+    config::{self, Format, SinkKind},
+    disk::{Disk, RealDisk},
     error::{Error, Result},
     format::Names,
 };
@@ -38,6 +39,8 @@ mod webhook;
 /// What a sink needs from its surroundings.
 #[derive(Clone, Debug)]
 pub struct Context {
+    /// Where a sink may keep what must outlive the process and no target keeps for it.
+    pub data_dir: PathBuf,
     /// The file layer of the `file` sink.
     pub disk: Arc<dyn Disk>,
     /// The names that a message may carry.
@@ -51,21 +54,47 @@ pub struct Context {
 }
 
 impl Context {
+    /// Surroundings of their own, in `data_dir`.
+    pub fn new(data_dir: &Path, names: Names, lineage: Uuid) -> Self {
+        Self {
+            data_dir: data_dir.to_owned(),
+            disk: RealDisk::shared(),
+            names,
+            lineage,
+            queues: Queues::default(),
+            filtered: Arc::default(),
+        }
+    }
+
     fn count_filtered(&self, changes: u64) {
         self.filtered.fetch_add(changes, Ordering::Relaxed);
     }
 }
 
+/// What a sink is made with, beside its own options.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct With<'a> {
+    /// The sink's name.
+    name: &'a str,
+    /// How a change is written.
+    format: Format,
+    context: &'a Context,
+}
+
+macro_rules! open_kind {
+    ($($(#[$doc:meta])+ $kind:ident => $module:ident :: $sink:ident,)+) => {
+        fn open_kind(kind: &SinkKind, with: With<'_>) -> Result<Box<dyn Sink>> {
+            Ok(match kind {
+                $(SinkKind::$kind(options) => Box::new($module::$sink::new(options, with)?),)+
+            })
+        }
+    };
+}
+config::sink_kinds!(open_kind);
+
 /// Makes the sink that the configuration describes; it connects in [`Sink::open`].
 pub fn open(name: &str, sink: &config::Sink, context: &Context) -> Result<Box<dyn Sink>> {
-    let format = sink.format;
-    Ok(match &sink.kind {
-        SinkKind::Stdout(options) => Box::new(stdout::Stdout::new(options, format, context)),
-        SinkKind::File(options) => Box::new(file::File::new(options, format, context)),
-        SinkKind::Webhook(options) => Box::new(webhook::Webhook::new(options, format, context)?),
-        SinkKind::Queue(options) => Box::new(queue::Queue::new(name, options, context)?),
-        SinkKind::Custom(options) => Box::new(custom::Custom::new(options, format, context)?),
-    })
+    open_kind(&sink.kind, With { name, format: sink.format, context })
 }
 
 /// What a sink has, durably. It grows, except by a named rewind, which begins a new epoch.
@@ -97,19 +126,28 @@ pub enum Outcome {
 pub enum Written {
     /// Every change is durable, and the target holds the progress if it keeps one.
     All,
+    /// Every change is taken, but only those below this offset are durable: the target commits
+    /// whole transactions, or waits for others to acknowledge. The rest becomes durable with a
+    /// later write, of an empty batch at the latest, or is delivered again.
+    Until(u64),
     /// One outcome for each change of the batch, in order.
     Each(Vec<Outcome>),
 }
 
 /// What a sink declares about itself; the conformance suite reads it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Capabilities {
     /// The target keeps [`Progress`] together with the data, so nothing is delivered twice.
     pub transactional_progress: bool,
+    /// One transaction of the source is one transaction of the target: a batch that ends within
+    /// one leaves it open ([`Written::Until`]), and an empty batch comes only at a transaction's end.
+    pub atomic: bool,
     /// Several lanes may write at the same time.
     pub lanes: bool,
     /// The target keeps the last state of a key rather than every event.
     pub state_target: bool,
+    /// The target itself leaves out a change that is older than what it has.
+    pub supersedes: bool,
 }
 
 /// A destination. Called from one task; each call may be cancelled at a stop.
@@ -118,6 +156,11 @@ pub struct Capabilities {
 /// loop waits and writes the same batch again, no attempt is counted), `Config` stops this sink
 /// until a person mends it, `Data` is a refusal of the batch (it is split until the bad change
 /// stands alone), `Damaged` stops it.
+///
+/// Order per key: after a change that is refused or unknown, no later change of the batch that
+/// shares a key with it may become durable, unless the target [`supersedes`](Capabilities). A sink
+/// whose progress is transactional answers [`Written::All`], [`Written::Until`] or an error, never
+/// with single outcomes.
 #[async_trait]
 pub trait Sink: Send {
     /// What it guarantees and allows.

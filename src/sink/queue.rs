@@ -17,7 +17,7 @@ use async_trait::async_trait;
 use tokio::{sync::Notify, time::Instant};
 use uuid::Uuid;
 
-use super::{Capabilities, Context, Progress, Sink, Written};
+use super::{Capabilities, Progress, Sink, With, Written};
 use crate::{
     change::{Batch, Change},
     config,
@@ -198,7 +198,8 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    pub(super) fn new(name: &str, options: &config::Queue, context: &Context) -> Result<Self> {
+    pub(super) fn new(options: &config::Queue, with: With) -> Result<Self> {
+        let With { name, context, .. } = with;
         if options.capacity == 0 {
             return Err(Error::config(format!("`sink.{name}.capacity` must be at least 1")));
         }
@@ -240,7 +241,7 @@ impl Queue {
 #[async_trait]
 impl Sink for Queue {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { transactional_progress: false, lanes: false, state_target: false }
+        Capabilities::default()
     }
 
     async fn open(&mut self) -> Result<Option<Progress>> {
@@ -289,11 +290,14 @@ mod tests {
     use super::*;
     use crate::{
         error::Class,
-        sink::testing::{batch, context, progress},
+        sink::{
+            Context,
+            testing::{batch, context, progress, with},
+        },
     };
 
     fn queue(context: &Context, capacity: usize) -> Queue {
-        Queue::new("q", &config::Queue { capacity }, context).unwrap()
+        Queue::new(&config::Queue { capacity }, With { name: "q", ..with(context) }).unwrap()
     }
 
     #[expect(clippy::disallowed_methods, reason = "the tests await what they spawn")]

@@ -7,10 +7,10 @@ use std::{
 
 use async_trait::async_trait;
 
-use super::{Capabilities, Context, Progress, Sink, Written};
+use super::{Capabilities, Context, Progress, Sink, With, Written};
 use crate::{
     change::Batch,
-    config::{self, Format, StdoutStyle},
+    config::{self, StdoutStyle},
     error::{Class, Classify, Error, Result},
     format::Encoder,
 };
@@ -27,7 +27,8 @@ pub(super) struct Stdout {
 }
 
 impl Stdout {
-    pub(super) fn new(options: &config::Stdout, format: Format, context: &Context) -> Self {
+    pub(super) fn new(options: &config::Stdout, with: With) -> Result<Self> {
+        let With { format, context, .. } = with;
         let stdout = std::io::stdout();
         let pretty = match options.style {
             StdoutStyle::Auto => stdout.is_terminal(),
@@ -41,7 +42,7 @@ impl Stdout {
         } else {
             Encoder::new(format, &context.names)
         };
-        Self::to(Box::new(stdout), encoder, context)
+        Ok(Self::to(Box::new(stdout), encoder, context))
     }
 
     fn to(out: Out, encoder: Encoder, context: &Context) -> Self {
@@ -57,7 +58,7 @@ impl Stdout {
 #[async_trait]
 impl Sink for Stdout {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { transactional_progress: false, lanes: false, state_target: false }
+        Capabilities::default()
     }
 
     async fn open(&mut self) -> Result<Option<Progress>> {
@@ -102,6 +103,7 @@ mod tests {
     use std::io::Read;
 
     use super::*;
+    use crate::config::Format;
     use crate::sink::testing::{batch, context, progress};
 
     #[tokio::test]

@@ -1,25 +1,23 @@
 //! Batches for the tests of the sinks.
 
-use std::{ops::Range, sync::Arc};
+use std::{ops::Range, path::Path, sync::Arc};
 
 use uuid::Uuid;
 
-use super::{Context, Progress, Queues};
+use super::{Context, Progress, With};
 use crate::{
     change::{Batch, Before, Change, Lsn, Op, Row, Timestamp, Transaction, Value},
-    disk::RealDisk,
+    config::Format,
     format::Names,
     schema::{Column, Identity, Table, Type},
 };
 
 pub(super) fn context() -> Context {
-    Context {
-        disk: RealDisk::shared(),
-        names: Names::default(),
-        lineage: Uuid::from_u128(7),
-        queues: Queues::default(),
-        filtered: Arc::default(),
-    }
+    Context::new(Path::new("walrace-data"), Names::default(), Uuid::from_u128(7))
+}
+
+pub(super) fn with(context: &Context) -> With<'_> {
+    With { name: "test", format: Format::Native, context }
 }
 
 pub(super) fn progress(cursor: u64) -> Progress {
@@ -59,6 +57,7 @@ pub(super) fn batch(offsets: Range<u64>) -> Batch {
             Value::Text(b"some text"),
         ])),
         message: None,
+        shaped: None,
     };
     Batch { changes: offsets.map(change).collect(), position: None }
 }

@@ -6,13 +6,13 @@ use reqwest::header::{HeaderMap, HeaderName};
 use tokio::time::Instant;
 
 use super::{
-    Capabilities, Context, Outcome, Progress, Sink, Written,
+    Capabilities, Context, Outcome, Progress, Sink, With, Written,
     http::{self, Body, Endpoint},
     signature::{self, Signer},
 };
 use crate::{
     change::{Batch, Change, Timestamp},
-    config::{self, Format, Secret},
+    config::{self, Secret},
     error::{Class, Error, Result},
     format::Encoder,
 };
@@ -28,11 +28,8 @@ pub(super) struct Webhook {
 }
 
 impl Webhook {
-    pub(super) fn new(
-        options: &config::Webhook,
-        format: Format,
-        context: &Context,
-    ) -> Result<Self> {
+    pub(super) fn new(options: &config::Webhook, with: With) -> Result<Self> {
+        let With { format, context, .. } = with;
         let mut endpoint = Endpoint::new(&options.url, &options.headers, options.timeout_ms)?;
         for secret in options.signing_secret.iter().chain(&options.hmac_secret) {
             endpoint.hide(secret);
@@ -128,7 +125,7 @@ impl Webhook {
 #[async_trait]
 impl Sink for Webhook {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { transactional_progress: false, lanes: true, state_target: false }
+        Capabilities { lanes: true, ..Capabilities::default() }
     }
 
     fn not_before(&self) -> Option<Instant> {

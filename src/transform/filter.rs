@@ -140,6 +140,7 @@ mod tests {
             before: Before::Nothing,
             after: None,
             message: None,
+            shaped: None,
         }
     }
 

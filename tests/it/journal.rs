@@ -78,6 +78,7 @@ pub(crate) fn transaction(number: u64, count: u32, table: &Arc<Table>) -> Vec<Ch
         before: Before::Nothing,
         after: Some(row(u64::from(index), &format!("transaction {number}"))),
         message: None,
+        shaped: None,
     };
     (0..count).map(insert).collect()
 }

@@ -57,6 +57,7 @@ fn any_change() -> impl Strategy<Value = Change> {
             before,
             after,
             message: message.filter(|_| op == Op::Message),
+            shaped: None,
         }
     })
 }

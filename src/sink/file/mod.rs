@@ -11,10 +11,10 @@ use std::{
 use async_trait::async_trait;
 use tokio::time::Instant;
 
-use super::{Capabilities, Context, Progress, Sink, Written};
+use super::{Capabilities, Context, Progress, Sink, With, Written};
 use crate::{
     change::Batch,
-    config::{self, Format},
+    config,
     error::{Class, Classify, Error, Result},
     format::Encoder,
 };
@@ -46,18 +46,19 @@ pub(super) struct File {
 }
 
 impl File {
-    pub(super) fn new(options: &config::File, format: Format, context: &Context) -> Self {
+    pub(in crate::sink) fn new(options: &config::File, with: With) -> Result<Self> {
+        let With { format, context, .. } = with;
         let rotation =
             Rotation { bytes_max: options.rotate_bytes_max, ms_max: options.rotate_ms_max };
         let store = Store::new(Arc::clone(&context.disk), options.path.clone(), rotation);
-        Self {
+        Ok(Self {
             encoder: Encoder::new(format, &context.names),
             buffer: Vec::new(),
             context: context.clone(),
             store: Arc::new(Mutex::new(store)),
             calls: Arc::default(),
             not_before: None,
-        }
+        })
     }
 
     async fn blocking<T: Send + 'static>(
@@ -107,7 +108,7 @@ impl Drop for File {
 #[async_trait]
 impl Sink for File {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { transactional_progress: true, lanes: false, state_target: false }
+        Capabilities { transactional_progress: true, ..Capabilities::default() }
     }
 
     fn not_before(&self) -> Option<Instant> {

@@ -12,13 +12,13 @@ use super::*;
 use crate::{
     disk::{Disk, DiskFile, RealDisk},
     error::Error,
-    sink::testing::{batch, context, not_utf8, progress},
+    sink::testing::{batch, context, not_utf8, progress, with},
 };
 
 fn sink(disk: &Arc<dyn Disk>, path: &Path, rotate_bytes_max: u64) -> File {
     let options = config::File { path: path.to_owned(), rotate_bytes_max, rotate_ms_max: 0 };
     let context = Context { disk: Arc::clone(disk), ..context() };
-    File::new(&options, Format::Native, &context)
+    File::new(&options, with(&context)).unwrap()
 }
 
 fn real(directory: &tempfile::TempDir) -> (File, PathBuf) {
@@ -41,7 +41,7 @@ fn names(directory: &tempfile::TempDir) -> Vec<String> {
 async fn written(sink: &mut File, range: std::ops::Range<u64>) -> Result<()> {
     match sink.write(&batch(range.clone()), &progress(range.end)).await? {
         Written::All => Ok(()),
-        Written::Each(outcomes) => panic!("{outcomes:?}"),
+        other => panic!("{other:?}"),
     }
 }
 
@@ -208,7 +208,7 @@ async fn an_old_file_is_rotated_by_time() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("log");
     let options = config::File { path, rotate_bytes_max: 0, rotate_ms_max: 1 };
-    let mut sink = File::new(&options, Format::Native, &context());
+    let mut sink = File::new(&options, with(&context())).unwrap();
     sink.open().await.unwrap();
     written(&mut sink, 0..2).await.unwrap();
     tokio::time::sleep(Duration::from_millis(5)).await;

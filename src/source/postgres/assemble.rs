@@ -212,6 +212,7 @@ impl Assembler {
             before,
             after,
             message: None,
+            shaped: None,
         });
         open.index += 1;
         self.bytes += size;
@@ -251,6 +252,7 @@ impl Assembler {
             before: Before::Nothing,
             after: None,
             message: Some(Arc::new(message)),
+            shaped: None,
         });
         self.bytes += size;
         if free {

@@ -578,6 +578,7 @@ mod tests {
             before: crate::change::Before::Nothing,
             after: None,
             message: None,
+            shaped: None,
         };
         let at = |lsn| Position { timeline: 1, lsn: Lsn(lsn), index: 0 };
         Batch { changes: vec![change; count], position: position.map(at) }

@@ -1,31 +1,26 @@
 //! The sinks, against real servers.
 
-use std::{ops::Range, sync::Arc};
+use std::{ops::Range, path::Path, sync::Arc};
 
 use serde_json::Value as Json;
 use uuid::Uuid;
 use walrace::{
     change::{Batch, Before, Change, Lsn, Op, Row, Timestamp, Transaction, Value},
-    disk::RealDisk,
     error::{Error, Result},
     format::Names,
     schema::{Column, Identity, Table, Type},
-    sink::{self, Context, Outcome, Progress, Queues, Sink, Written},
+    sink::{self, Context, Outcome, Progress, Sink, Written},
 };
 
 mod custom;
 mod queue;
 mod receiver;
+#[expect(dead_code, reason = "the conformance suite is made of it")]
+pub(crate) mod target;
 mod webhook;
 
 fn context() -> Context {
-    Context {
-        disk: RealDisk::shared(),
-        names: Names::default(),
-        lineage: Uuid::from_u128(7),
-        queues: Queues::default(),
-        filtered: Arc::default(),
-    }
+    Context::new(Path::new("walrace-data"), Names::default(), Uuid::from_u128(7))
 }
 
 /// The sink that this configuration describes.
@@ -66,6 +61,7 @@ fn batch(offsets: Range<u64>) -> Batch {
             Value::Text("ü \"quoted\"".as_bytes()),
         ])),
         message: None,
+        shaped: None,
     };
     Batch { changes: offsets.map(change).collect(), position: None }
 }

@@ -3,12 +3,15 @@
 //! A row keeps PostgreSQL's own text, in the layout of a pgoutput tuple, from the socket to the
 //! sink; it is shaped into JSON only when a sink asks.
 
+mod key;
+
 use std::{fmt, str::FromStr, sync::Arc};
 
 use bytes::Bytes;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use self::key::{Key, Keys, Room};
 use crate::{
     error::{Error, Result},
     schema::Table,
@@ -230,6 +233,25 @@ pub struct Change {
     pub after: Option<Row>,
     /// The logical message, for [`Op::Message`].
     pub message: Option<Arc<Message>>,
+    /// What the rules of one sink made of it; never part of a journal.
+    pub shaped: Option<Box<Shaped>>,
+}
+
+/// What the rules of one sink decided about a change, beside its rows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Shaped {
+    /// Its number among the parts of an exploded change, from 0.
+    pub part: u32,
+    /// Topic, channel, subject, path or index, in place of the sink's own template.
+    pub route: Option<String>,
+    /// The message's key, in place of the row's.
+    pub key: Option<String>,
+    /// Further headers of the message, for targets that have headers.
+    pub headers: Vec<(String, String)>,
+    /// The message's body, in place of the sink's format.
+    pub payload: Option<Bytes>,
+    /// A dead letter that is delivered after later changes of its key.
+    pub late: bool,
 }
 
 impl Change {
@@ -250,11 +272,34 @@ impl Change {
         self.after.as_ref().or_else(|| self.before.row())
     }
 
+    /// The topic, channel, subject, path or index that the sink's rules chose.
+    pub fn route(&self) -> Option<&str> {
+        self.shaped.as_ref()?.route.as_deref()
+    }
+
+    /// Headers that the sink's rules added; `walrace-late` marks a dead letter that comes late.
+    pub fn headers(&self) -> impl Iterator<Item = (&str, &str)> {
+        let shaped = self.shaped.as_deref();
+        let own = shaped.map_or(&[][..], |shaped| &shaped.headers);
+        let late = shaped.is_some_and(|shaped| shaped.late).then_some(("walrace-late", "true"));
+        own.iter().map(|(name, value)| (name.as_str(), value.as_str())).chain(late)
+    }
+
+    /// What the sink's rules decided, to be added to.
+    pub fn shaped_mut(&mut self) -> &mut Shaped {
+        self.shaped.get_or_insert_default()
+    }
+
     /// A text that is the same whenever the same change is delivered again: base64 of
-    /// `<commit lsn>:<index>`, made from the position and never from the offset.
+    /// `<commit lsn>:<index>`, and `:<part>` from the second part of an exploded change on; made
+    /// from the position and never from the offset.
     pub fn idempotency_key(&self) -> String {
         use base64::Engine;
-        let plain = format!("{}:{}", self.transaction.commit_lsn.0, self.index);
+        let mut plain = format!("{}:{}", self.transaction.commit_lsn.0, self.index);
+        if let Some(part) = self.shaped.as_ref().map(|shaped| shaped.part).filter(|part| *part > 0)
+        {
+            plain.push_str(&format!(":{part}"));
+        }
         base64::engine::general_purpose::STANDARD.encode(plain)
     }
 }
