@@ -15,6 +15,7 @@ pub mod failpoint;
 pub mod format;
 pub mod journal;
 pub mod metrics;
+pub mod parking;
 pub mod pipeline;
 pub mod runtime;
 pub mod schema;

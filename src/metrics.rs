@@ -61,11 +61,29 @@ const SOURCE_GAUGES: [SourceGauge; 11] = [
     ("journal_segments", "Segments on disk", None, |s| Some(s.journal.segments as u64)),
 ];
 
-const SINK_GAUGES: [SinkGauge; 6] = [
+const SINK_GAUGES: [SinkGauge; 10] = [
     ("sink_up", "1 while the sink is delivering", None, |s| Some(s.state.is_running().into())),
     ("sink_cursor", "The offset after the last change that the sink has", None, |s| Some(s.cursor)),
     ("sink_lost_changes", "Offsets that the sink will never get, for want of disk", None, |s| {
         Some(s.lost_changes)
+    }),
+    (
+        "sink_parked_changes",
+        "Changes that were refused, and those that wait behind them",
+        None,
+        |s| Some(s.parked_changes),
+    ),
+    (
+        "sink_parked_changes_max",
+        "The limit of the parked changes; at it the sink waits",
+        None,
+        |s| Some(s.parked_changes_max),
+    ),
+    ("sink_parked", "Bytes of rows of the parked changes", Some(Unit::Bytes), |s| {
+        Some(s.parked_bytes)
+    }),
+    ("sink_dead_letters", "Parked changes that are not tried by themselves any more", None, |s| {
+        Some(s.dead_letters)
     }),
     ("sink_behind_changes", "Changes in the journal that the sink does not have", None, |s| {
         Some(s.behind_changes)
@@ -82,10 +100,13 @@ const SINK_GAUGES: [SinkGauge; 6] = [
 ];
 
 type Sum = (&'static str, &'static str, fn(&Totals) -> u64);
-const SUMS: [Sum; 4] = [
+const SUMS: [Sum; 5] = [
     ("sink_delivered_changes", "Changes delivered since the start", |t| t.changes),
     ("sink_delivered_bytes", "Bytes of rows delivered since the start", |t| t.bytes),
     ("sink_batches", "Batches delivered since the start", |t| t.batches),
+    ("sink_refused_changes", "Changes that the target or a rule refused, since the start", |t| {
+        t.refused
+    }),
     ("sink_failures", "Attempts that failed since the start", |t| t.failures),
 ];
 

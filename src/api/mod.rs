@@ -1,6 +1,7 @@
 //! HTTP: health, readiness, metrics, status, and the live changes that `walrace tail` shows.
 
 mod changes;
+mod control;
 
 use std::{net::SocketAddr, path::Path, sync::Arc};
 
@@ -14,6 +15,7 @@ use axum::{
 use tokio::net::TcpListener;
 use uuid::Uuid;
 
+pub use self::control::{Choice, Edit, Move, Reason, shown};
 use crate::{
     error::{Class, Classify, Error, Result},
     metrics,
@@ -70,6 +72,7 @@ fn router(walrace: Arc<Walrace>, instance: Uuid) -> Router {
         .route("/status", get(status))
         .route("/sources/{source}/changes", get(changes::of_source))
         .route("/sinks/{sink}/missing", get(changes::missing))
+        .merge(control::routes())
         .with_state(walrace)
 }
 

@@ -4,29 +4,29 @@
 //! survived a power loss.
 
 mod progress;
+pub(crate) mod sqlite;
 
-use std::path::Path;
+use std::{collections::BTreeMap, fmt, path::Path};
 
-use sqlx::{
-    Row,
-    sqlite::{
-        SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
-    },
-};
+use sqlx::{Row, sqlite::SqlitePool};
 use uuid::Uuid;
 
 pub use self::progress::reconcile;
+use self::sqlite::{integer, unsigned};
 use crate::{
     change::Timestamp,
-    error::{Class, Classify, Error, Result, ResultExt},
+    error::{Error, Result},
     sink::Progress,
 };
 
 /// The file's name within `data_dir`.
 pub const FILE: &str = "catalog.sqlite";
 
+/// What errors call it.
+const WHAT: &str = "the catalog";
+
 /// The steps of the schema; only ever added to.
-const MIGRATIONS: [&str; 1] = [include_str!("0001_sinks.sql")];
+const MIGRATIONS: [&str; 2] = [include_str!("0001_sinks.sql"), include_str!("0002_control.sql")];
 
 /// The embedded catalog. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -43,6 +43,39 @@ pub struct Registered {
     pub progress: Progress,
     /// Whether anything was delivered in this epoch.
     pub started: bool,
+    /// Why it is paused, where it is: who, and what for.
+    pub paused: Option<String>,
+}
+
+/// Who does something, and what for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct By {
+    /// A user's name.
+    pub who: String,
+    /// The reason that was given.
+    pub why: Option<String>,
+}
+
+impl fmt::Display for By {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.why {
+            Some(why) => write!(f, "{}: {why}", self.who),
+            None => f.write_str(&self.who),
+        }
+    }
+}
+
+/// Something that was done to a sink.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Event {
+    /// When.
+    pub at: Timestamp,
+    /// By whom.
+    pub who: String,
+    /// What.
+    pub action: String,
+    /// Details, as JSON.
+    pub detail: String,
 }
 
 /// A range of offsets that a sink never got.
@@ -59,79 +92,22 @@ pub struct LostRange {
 impl Catalog {
     /// Opens or creates the catalog in `data_dir` and brings its schema up to date.
     pub async fn open(data_dir: &Path) -> Result<Self> {
-        let path = data_dir.join(FILE);
-        let options = SqliteConnectOptions::new()
-            .filename(&path)
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .foreign_keys(true);
-        let open = || format!("cannot open the catalog {}", path.display());
-        let pool = SqlitePoolOptions::new()
-            .max_connections(1) // one writer; readers of this file are few and short
-            .connect_with(options)
-            .await
-            .map_err(|error| unopened(&path, error))?;
-        let catalog = Self { pool };
-        catalog.migrate().await.context(open)?;
-        Ok(catalog)
+        let pool = sqlite::open(&data_dir.join(FILE), WHAT, &MIGRATIONS).await?;
+        Ok(Self { pool })
     }
 
     /// Opens the catalog in `data_dir` without changing it; `None` where there is none. It may
     /// be in use by a running Walrace.
     pub async fn inspect(data_dir: &Path) -> Result<Option<Self>> {
-        let path = data_dir.join(FILE);
-        if !path.exists() {
-            return Ok(None);
-        }
-        let options = SqliteConnectOptions::new().filename(&path).read_only(true);
-        let open = || format!("cannot read the catalog {}", path.display());
-        let pool = SqlitePoolOptions::new()
-            .max_connections(1)
-            .connect_with(options)
-            .await
-            .class(Class::Config, open)?;
-        let catalog = Self { pool };
-        match catalog.version().await.context(open)? {
-            version if version == MIGRATIONS.len() => Ok(Some(catalog)),
-            version => Err(Error::config(format!(
-                "{}: its schema is version {version}, and this walrace knows {}",
-                open(),
-                MIGRATIONS.len()
-            ))
-            .remedy("use the walrace that runs on it")),
-        }
-    }
-
-    async fn version(&self) -> Result<usize> {
-        let failed = |error| failed("read the version of", "the schema", error);
-        let row = sqlx::query("PRAGMA user_version").fetch_one(&self.pool).await.map_err(failed)?;
-        let version: i64 = row.try_get(0).map_err(failed)?;
-        Ok(usize::try_from(version).unwrap_or(usize::MAX))
-    }
-
-    /// Applies each step that the file has not seen, in a transaction of its own.
-    async fn migrate(&self) -> Result<()> {
-        let failed = |error| failed("bring up to date", "the schema", error);
-        let version = self.version().await?;
-        if version > MIGRATIONS.len() {
-            return Err(Error::config(format!(
-                "its schema is version {version}, and this walrace knows {}",
-                MIGRATIONS.len()
-            ))
-            .remedy("run the newer walrace that wrote it"));
-        }
-        for (index, step) in MIGRATIONS.iter().enumerate().skip(version) {
-            let step = format!("BEGIN; {step}; PRAGMA user_version = {}; COMMIT;", index + 1);
-            sqlx::raw_sql(sqlx::AssertSqlSafe(step)).execute(&self.pool).await.map_err(failed)?;
-        }
-        Ok(())
+        let pool = sqlite::inspect(&data_dir.join(FILE), WHAT, &MIGRATIONS).await?;
+        Ok(pool.map(|pool| Self { pool }))
     }
 
     /// The sink's row, if it was ever registered.
     pub async fn sink(&self, name: &str) -> Result<Option<Registered>> {
         let row = sqlx::query(
-            "SELECT source, lineage, epoch, cursor, retry_seq, started FROM sink WHERE name = ?",
+            "SELECT source, lineage, epoch, cursor, retry_seq, started, paused FROM sink
+             WHERE name = ?",
         )
         .bind(name)
         .fetch_optional(&self.pool)
@@ -210,6 +186,100 @@ impl Catalog {
         Ok(epoch)
     }
 
+    /// Pauses a sink, or lets it go on; written down with who and why.
+    pub async fn pause(&self, name: &str, paused: bool, by: &By) -> Result<()> {
+        let action = if paused { "pause" } else { "resume" };
+        let failed = |error| failed(action, name, error);
+        let mut transaction = self.pool.begin().await.map_err(failed)?;
+        sqlx::query("UPDATE sink SET paused = ?, updated_at = ? WHERE name = ?")
+            .bind(paused.then(|| by.to_string()))
+            .bind(Timestamp::now().0)
+            .bind(name)
+            .execute(&mut *transaction)
+            .await
+            .map_err(failed)?;
+        let detail = serde_json::json!({"why": by.why}).to_string();
+        insert_event(&mut transaction, (&by.who, action, name, &detail)).await.map_err(failed)?;
+        transaction.commit().await.map_err(failed)
+    }
+
+    /// Moves a sink to `cursor` in a new epoch, where somebody asked for it, with who and why; what
+    /// it leaves out is on record as lost.
+    pub async fn move_to(&self, name: &str, (from, to): (u64, u64), by: &By) -> Result<u64> {
+        let failed = |error| failed("move", name, error);
+        let mut transaction = self.pool.begin().await.map_err(failed)?;
+        if from < to {
+            let lost = LostRange { from, to, reason: format!("skipped by {by}") };
+            insert_lost_range(&mut transaction, name, &lost).await.map_err(failed)?;
+        } else {
+            // What was skipped is still in the journal, and comes again.
+            sqlx::query(
+                "DELETE FROM lost_range
+                 WHERE sink = ? AND from_offset >= ? AND reason LIKE 'skipped by %'",
+            )
+            .bind(name)
+            .bind(integer(to))
+            .execute(&mut *transaction)
+            .await
+            .map_err(failed)?;
+        }
+        let why = by.why.as_deref().unwrap_or("no reason given");
+        let epoch = begin_epoch(&mut transaction, (name, to), &by.who, why).await;
+        let epoch = epoch.map_err(failed)?;
+        transaction.commit().await.map_err(failed)?;
+        Ok(epoch)
+    }
+
+    /// Has one change of a sink made a dead letter when its loop comes to it.
+    pub async fn skip(&self, name: &str, offset: u64, by: &By) -> Result<()> {
+        let failed = |error| failed("write down a skip of", name, error);
+        let mut transaction = self.pool.begin().await.map_err(failed)?;
+        sqlx::query("INSERT OR REPLACE INTO skip (sink, offset, by) VALUES (?, ?, ?)")
+            .bind(name)
+            .bind(integer(offset))
+            .bind(by.to_string())
+            .execute(&mut *transaction)
+            .await
+            .map_err(failed)?;
+        let detail = serde_json::json!({"offset": offset, "why": by.why}).to_string();
+        insert_event(&mut transaction, (&by.who, "skip", name, &detail)).await.map_err(failed)?;
+        transaction.commit().await.map_err(failed)
+    }
+
+    /// The changes of a sink that somebody skipped, each with who and why.
+    pub async fn skips(&self, name: &str) -> Result<BTreeMap<u64, String>> {
+        let failed = |error| failed("read the skips of", name, error);
+        let rows = sqlx::query("SELECT offset, by FROM skip WHERE sink = ?")
+            .bind(name)
+            .fetch_all(&self.pool)
+            .await
+            .map_err(failed)?;
+        let skip = |row: &sqlx::sqlite::SqliteRow| Ok((unsigned(row.try_get(0)?), row.try_get(1)?));
+        rows.iter().map(skip).collect::<sqlx::Result<_>>().map_err(failed)
+    }
+
+    /// What was done to `object` by whom, newest first.
+    pub async fn events(&self, object: &str) -> Result<Vec<Event>> {
+        let failed = |error| failed("read the events of", object, error);
+        let rows = sqlx::query(
+            "SELECT at, actor, action, detail FROM event WHERE object = ? ORDER BY id DESC
+             LIMIT 1000",
+        )
+        .bind(object)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(failed)?;
+        let event = |row: &sqlx::sqlite::SqliteRow| {
+            Ok(Event {
+                at: Timestamp(row.try_get(0)?),
+                who: row.try_get(1)?,
+                action: row.try_get(2)?,
+                detail: row.try_get(3)?,
+            })
+        };
+        rows.iter().map(event).collect::<sqlx::Result<_>>().map_err(failed)
+    }
+
     /// Gives up a range for a sink, because the disk is short, and moves it behind in a new epoch,
     /// both or neither; the range stays on record, as one with the range that it continues.
     pub async fn release(&self, name: &str, lost: &LostRange) -> Result<u64> {
@@ -242,11 +312,16 @@ impl Catalog {
         rows.iter().map(range).collect::<sqlx::Result<_>>().map_err(failed)
     }
 
-    /// Writes down what `actor` did to `object`.
-    pub async fn record_event(&self, actor: &str, action: &str, object: &str) -> Result<()> {
+    /// Writes down what `actor` did to `object`; `detail` is JSON.
+    pub async fn record_event(
+        &self,
+        (actor, action): (&str, &str),
+        object: &str,
+        detail: &str,
+    ) -> Result<()> {
         let failed = |error| failed("record an event of", object, error);
         let mut transaction = self.pool.begin().await.map_err(failed)?;
-        insert_event(&mut transaction, (actor, action, object, "{}")).await.map_err(failed)?;
+        insert_event(&mut transaction, (actor, action, object, detail)).await.map_err(failed)?;
         transaction.commit().await.map_err(failed)
     }
 
@@ -337,63 +412,18 @@ fn registered(row: &sqlx::sqlite::SqliteRow) -> sqlx::Result<Registered> {
             retry_seq: unsigned(row.try_get("retry_seq")?),
         },
         started: row.try_get::<i64, _>("started")? != 0,
+        paused: row.try_get("paused")?,
     })
 }
 
-/// SQLite's primary and extended result codes.
-const BUSY: i32 = 5;
-const IO_ERROR: i32 = 10;
-const FULL: i32 = 13;
-const IO_ERROR_SHARED_MEMORY_SIZE: i32 = 4874;
-
-const FULL_REMEDY: &str = "free space on the volume of data_dir";
-
-fn code_of(error: &sqlx::Error) -> i32 {
-    let code = error.as_database_error().and_then(|error| error.code()).unwrap_or_default();
-    code.parse().unwrap_or_default()
-}
-
-/// A start on a full disk finds no room for the file that SQLite's readers share.
-fn unopened(path: &Path, error: sqlx::Error) -> Error {
-    let path = path.display();
-    let code = code_of(&error);
-    if code == IO_ERROR_SHARED_MEMORY_SIZE || code & 0xFF == FULL {
-        return Error::retry(format!("cannot open the catalog {path}: its disk is full"))
-            .caused_by(error)
-            .remedy(FULL_REMEDY);
-    }
-    Error::config(format!("cannot open the catalog {path}")).caused_by(error)
-}
-
-/// Busy, slow and full files heal; anything else means that the file is not what we wrote.
-fn failed(what: &str, object: &str, error: sqlx::Error) -> Error {
-    let primary = code_of(&error) & 0xFF;
-    let slow = matches!(error, sqlx::Error::PoolTimedOut | sqlx::Error::Io(_));
-    let class = match primary {
-        BUSY | IO_ERROR | FULL => Class::Retry,
-        _ if slow => Class::Retry,
-        _ => Class::Damaged,
-    };
-    let error =
-        Error::new(class, format!("cannot {what} {object} in the catalog")).caused_by(error);
-    match primary {
-        FULL => error.remedy(FULL_REMEDY),
-        _ => error,
-    }
-}
-
-/// SQLite's integers are signed; offsets stay below 2^53.
-fn integer(value: u64) -> i64 {
-    i64::try_from(value).unwrap_or(i64::MAX)
-}
-
-fn unsigned(value: i64) -> u64 {
-    u64::try_from(value).unwrap_or_default()
+fn failed(action: &str, object: &str, error: sqlx::Error) -> Error {
+    sqlite::failed(WHAT, action, object, error)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Class;
 
     fn progress(epoch: u64, cursor: u64) -> Progress {
         Progress { lineage: Uuid::nil(), epoch, cursor, retry_seq: 0 }

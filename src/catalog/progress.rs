@@ -65,7 +65,8 @@ mod tests {
 
     fn decide(started: bool, target: Option<Progress>, keeps: bool) -> Result<Progress> {
         let source = "app".to_owned();
-        let catalog = Registered { source, progress: progress(2, 10), started };
+        let paused = None;
+        let catalog = Registered { source, progress: progress(2, 10), started, paused };
         reconcile("lake", &catalog, target, keeps)
     }
 

@@ -2,6 +2,9 @@
 
 use std::{io::Write, time::Duration};
 
+pub use reqwest::Method;
+use serde::{Serialize, de::DeserializeOwned};
+
 use crate::{
     api::ADDRESS_FILE,
     config::Config,
@@ -80,11 +83,37 @@ impl Instance {
         }
     }
 
+    /// Asks for JSON.
+    pub async fn read<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        query: &[(&str, String)],
+    ) -> Result<T> {
+        let failed = || format!("cannot read the answer of {}", self.base);
+        self.get(path, query).await?.json().await.class(Class::Bug, failed)
+    }
+
+    /// Has something done, and reads what came of it.
+    pub async fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T> {
+        let request = self.client.request(method, format!("{}{path}", self.base)).json(body);
+        let failed = || format!("cannot read the answer of {}", self.base);
+        self.send(request).await?.json().await.class(Class::Bug, failed)
+    }
+
     async fn get(&self, path: &str, query: &[(&str, String)]) -> Result<reqwest::Response> {
         let url = url::Url::parse_with_params(&format!("{}{path}", self.base), query)
             .class(Class::Bug, || format!("`{path}` makes no URL"))?;
+        self.send(self.client.get(url)).await
+    }
+
+    async fn send(&self, request: reqwest::RequestBuilder) -> Result<reqwest::Response> {
         let failed = || format!("cannot ask {}", self.base);
-        let reply = self.client.get(url).send().await.class(Class::Retry, failed)?;
+        let reply = request.send().await.class(Class::Retry, failed)?;
         if reply.status().is_success() {
             return Ok(reply);
         }

@@ -18,6 +18,7 @@ pub mod check;
 pub mod completions;
 pub mod config;
 pub mod demo;
+pub mod dlq;
 pub mod init;
 pub mod instance;
 pub mod journal;
@@ -27,6 +28,7 @@ pub mod man;
 pub mod missing;
 mod offline;
 pub mod run;
+pub mod sink;
 pub mod source;
 pub mod tail;
 
@@ -101,6 +103,12 @@ pub enum Command {
     /// Slots and publications of the databases that are captured
     #[command(subcommand)]
     Source(source::Command),
+    /// Pause, resume, rewind or skip: what a sink gets next
+    #[command(subcommand)]
+    Sink(sink::Command),
+    /// Changes that a target or a rule refused, and those that wait behind them
+    #[command(subcommand)]
+    Dlq(dlq::Command),
     /// What a journal holds, and whether a byte of it was altered
     #[command(subcommand)]
     Journal(journal::Command),
@@ -123,6 +131,8 @@ impl Cli {
             Command::Demo(args) => demo::run(args, &self.global).await,
             Command::Config(command) => config::run(command, &self.global).await,
             Command::Source(command) => source::run(command, &self.global).await,
+            Command::Sink(command) => sink::run(command, &self.global).await,
+            Command::Dlq(command) => dlq::run(command, &self.global).await,
             Command::Journal(command) => journal::run(command, &self.global).await,
             Command::Completions(args) => completions::run(args).await,
             Command::Man(args) => man::run(args).await,

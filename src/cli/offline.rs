@@ -11,6 +11,7 @@ use crate::{
     error::{Class, Classify, Error, Result},
     format::{Encoder, Names},
     journal::Inspection,
+    parking::Parking,
     runtime::{SinkStatus, SourceStatus, State, Status, journal_options},
     sink::{self, Totals},
     source::postgres,
@@ -89,6 +90,11 @@ impl<'a> Offline<'a> {
         let at = self.place(name).await?;
         let (journal, cursor) = (self.inspect(&at.source).await?, at.cursor);
         let end = journal.info().end;
+        let parking = Parking::inspect(&self.config.dead_letters()).await?;
+        let (parked_changes, dead_letters) = match parking {
+            Some(parking) => parking.count(name).await?,
+            None => (0, 0),
+        };
         let lag = blocking(move || journal.lag(cursor)).await?;
         let age = |at: Timestamp| (Timestamp::now().0 - at.0).max(0).unsigned_abs() / 1000;
         Ok(SinkStatus {
@@ -102,6 +108,10 @@ impl<'a> Offline<'a> {
             behind_bytes: lag.map_or(0, |lag| lag.bytes),
             behind_ms: lag.map_or(0, |lag| age(lag.appended)),
             lost_changes: at.lost,
+            parked_changes,
+            dead_letters,
+            parked_bytes: 0,
+            parked_changes_max: self.configured(name)?.parked_changes_max,
             filtered_changes: 0,
             totals: Totals::default(),
         })

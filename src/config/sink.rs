@@ -56,6 +56,28 @@ pub struct Sink {
     #[serde(default = "retry_ms_max")]
     #[schemars(range(min = 1))]
     pub retry_ms_max: u64,
+    /// Connections that write at the same time, each with the changes of its own keys; of use
+    /// where the target takes long to answer. The order of each key is kept.
+    #[serde(default = "one_lane", alias = "concurrency")]
+    #[schemars(range(min = 1, max = 64))]
+    pub lanes: usize,
+    /// A change that the target refuses is tried so often, the first time counted, with waits as
+    /// after a failure; then it is a dead letter. Outages never count.
+    #[serde(default = "attempts_max")]
+    #[schemars(range(min = 1))]
+    pub attempts_max: u32,
+    /// What becomes of the later changes of a dead letter's key.
+    #[serde(default)]
+    pub after_dead_letter: AfterDeadLetter,
+    /// Refused changes, and those that wait behind them, are parked up to this many; then the sink
+    /// waits until somebody makes room.
+    #[serde(default = "parked_changes_max")]
+    #[schemars(range(min = 1))]
+    pub parked_changes_max: u64,
+    /// Parked changes have at most this many bytes of rows.
+    #[serde(default = "parked_bytes_max")]
+    #[schemars(range(min = 1))]
+    pub parked_bytes_max: u64,
     /// What the journal keeps for this sink when its disk runs short.
     #[serde(default)]
     pub retain: Retain,
@@ -73,6 +95,17 @@ pub enum Format {
     Native,
     /// Sequin's message.
     Sequin,
+}
+
+/// What becomes of the later changes of a dead letter's key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AfterDeadLetter {
+    /// They wait until somebody retries, edits or drops it.
+    #[default]
+    Hold,
+    /// They go on; should it be retried, it is marked late, or refused by targets that keep state.
+    Release,
 }
 
 /// What the journal keeps for a sink when its disk runs short.
@@ -232,6 +265,11 @@ impl Sink {
             batch_ms_max: 0,
             retry_ms_min: retry_ms_min(),
             retry_ms_max: retry_ms_max(),
+            lanes: one_lane(),
+            attempts_max: attempts_max(),
+            after_dead_letter: AfterDeadLetter::default(),
+            parked_changes_max: parked_changes_max(),
+            parked_bytes_max: parked_bytes_max(),
             retain: Retain::default(),
             kind,
         }
@@ -265,6 +303,22 @@ impl Custom {
     pub fn to(url: Secret) -> Self {
         Self { url, headers: BTreeMap::new(), timeout_ms: timeout_ms() }
     }
+}
+
+fn one_lane() -> usize {
+    1
+}
+
+fn attempts_max() -> u32 {
+    10
+}
+
+fn parked_changes_max() -> u64 {
+    100_000
+}
+
+fn parked_bytes_max() -> u64 {
+    1 << 30
 }
 
 fn batch_changes_max() -> usize {

@@ -5,6 +5,7 @@
 //! (see `part`), and the journal between them holds what is not delivered.
 
 mod capturing;
+mod control;
 mod delivering;
 mod part;
 mod retention;
@@ -19,6 +20,7 @@ use tracing::warn;
 
 use self::{capturing::Capturing, delivering::Delivering, workers::Workers};
 pub use self::{
+    delivering::{Moved, To},
     part::{Backoff, Next, Part, State},
     status::{SinkStatus, SourceStatus, Status},
 };
@@ -29,6 +31,7 @@ use crate::{
     disk::RealDisk,
     error::{Class, Classify, Error, Result, ResultExt},
     journal::{self, Journal, Token},
+    parking::Parking,
     sink,
     transform::Filter,
 };
@@ -47,6 +50,7 @@ const DELIVERY_BYTES_MIN: usize = 256 << 10;
 pub struct Walrace {
     started_at: Timestamp,
     catalog: Catalog,
+    parking: Parking,
     sources: BTreeMap<String, Arc<Capturing>>,
     sinks: BTreeMap<String, Arc<Delivering>>,
     queues: sink::Queues,
@@ -61,6 +65,7 @@ impl Walrace {
     pub async fn start(config: Config) -> Result<Arc<Self>> {
         config.create_directories()?;
         let catalog = Catalog::open(&config.data_dir).await?;
+        let parking = Parking::open(&config.dead_letters()).await?;
         let queues = sink::Queues::default();
         let mut sources = BTreeMap::new();
         for (name, source) in &config.source {
@@ -70,7 +75,7 @@ impl Walrace {
         }
         let mut sinks = BTreeMap::new();
         for name in config.sink.keys() {
-            let sink = delivering(&config, name, &sources, (&catalog, &queues))?;
+            let sink = delivering(&config, name, &sources, (&catalog, &parking, &queues))?;
             sink.register().await.context(|| format!("while placing sink {name}"))?;
             sinks.insert(name.clone(), Arc::new(sink));
         }
@@ -78,6 +83,7 @@ impl Walrace {
         let walrace = Arc::new(Self {
             started_at: Timestamp::now(),
             catalog,
+            parking,
             sources,
             sinks,
             queues,
@@ -125,9 +131,11 @@ impl Walrace {
 
     /// What the sink `name` wants to see.
     pub fn filter_of(&self, name: &str) -> Result<Filter> {
-        let sink = self.sinks.get(name);
-        let sink = sink.ok_or_else(|| Error::config(format!("there is no sink {name}")))?;
-        Ok(sink.filter())
+        Ok(self.sink(name)?.filter())
+    }
+
+    fn sink(&self, name: &str) -> Result<&Arc<Delivering>> {
+        self.sinks.get(name).ok_or_else(|| Error::config(format!("there is no sink {name}")))
     }
 
     /// What every part is doing.
@@ -161,6 +169,7 @@ impl Walrace {
         for sink in self.sinks.values() {
             sink.close().await;
         }
+        self.parking.close().await;
         self.catalog.close().await;
     }
 }
@@ -169,7 +178,7 @@ fn delivering(
     config: &Config,
     name: &str,
     sources: &BTreeMap<String, Arc<Capturing>>,
-    (catalog, queues): (&Catalog, &sink::Queues),
+    (catalog, parking, queues): (&Catalog, &Parking, &sink::Queues),
 ) -> Result<Delivering> {
     let sink = config.sink.get(name).ok_or_else(|| Error::bug("a sink without a table"))?;
     let fair = (DELIVERY_BYTES_MAX / config.sink.len().max(1)).max(DELIVERY_BYTES_MIN);
@@ -180,7 +189,8 @@ fn delivering(
     let names = capturing.names(name);
     let mut context = sink::Context::new(&config.data_dir, names, capturing.journal.lineage());
     context.queues = queues.clone();
-    Ok(Delivering::new((name, &source), sink, capturing, (catalog.clone(), context)))
+    let stores = (catalog.clone(), parking.clone(), context);
+    Ok(Delivering::new((name, &source), sink, capturing, stores))
 }
 
 /// Where the journal of `source` lives.

@@ -18,8 +18,9 @@ use crate::{
 ///
 /// ```text
 /// starting ──► running ──► waiting (backoff) ──► running ...
-///     │            └─────► stopped (a person must act)
-///     └──► stopped, waiting
+///     │          │ └─────► stopped (a person must act) ──► running, once somebody has
+///     │          └───────► paused (somebody did) ──► running, once it is resumed
+///     └──► stopped, waiting, paused
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
@@ -35,6 +36,11 @@ pub enum State {
         reason: String,
         /// Failed attempts since it last ran.
         failed_attempts: u32,
+    },
+    /// Somebody paused it.
+    Paused {
+        /// Who, and why.
+        by: String,
     },
     /// It does not try again by itself.
     Stopped {
@@ -67,6 +73,7 @@ impl State {
             State::Starting => "starting",
             State::Running => "running",
             State::Waiting { .. } => "waiting",
+            State::Paused { .. } => "paused",
             State::Stopped { .. } => "stopped",
         }
     }
@@ -76,6 +83,7 @@ impl State {
         match self {
             State::Starting | State::Running => None,
             State::Waiting { reason, .. } => Some(reason.clone()),
+            State::Paused { by } => Some(format!("paused by {by}")),
             State::Stopped { reason, remedy: None } => Some(reason.clone()),
             State::Stopped { reason, remedy: Some(remedy) } => Some(format!("{reason} ({remedy})")),
         }
@@ -116,6 +124,11 @@ impl Part {
         if self.enter(State::Running) {
             info!("{} {} is running", self.kind, self.name);
         }
+    }
+
+    /// Somebody paused it.
+    pub fn paused(&self, by: &str) {
+        self.enter(State::Paused { by: by.to_owned() });
     }
 
     /// Handles the error that ended an attempt: logs it once, says so in the state and waits, or

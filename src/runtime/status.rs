@@ -81,6 +81,18 @@ pub struct SinkStatus {
     pub behind_ms: u64,
     /// Offsets that it will never get: the journal dropped them for want of disk.
     pub lost_changes: u64,
+    /// Changes that were refused, or wait behind one that was; dead letters among them.
+    #[serde(default)]
+    pub parked_changes: u64,
+    /// Parked changes whose attempts are used up: a person decides.
+    #[serde(default)]
+    pub dead_letters: u64,
+    /// Bytes of the parked changes' rows.
+    #[serde(default)]
+    pub parked_bytes: u64,
+    /// The limit; at it the sink waits.
+    #[serde(default)]
+    pub parked_changes_max: u64,
     /// Changes that a rule, or the format, kept from it since the start.
     pub filtered_changes: u64,
     /// Sums since the start.

@@ -15,6 +15,11 @@ pub struct SinkStats {
     batches: AtomicU64,
     failures: AtomicU64,
     filtered: AtomicU64,
+    refused: AtomicU64,
+    parked: AtomicU64,
+    dead: AtomicU64,
+    parked_bytes: AtomicU64,
+    parked_alarm: AtomicBool,
     commit_time: AtomicI64,
 }
 
@@ -63,6 +68,35 @@ impl SinkStats {
         self.filtered.load(Relaxed)
     }
 
+    /// A change was refused, by the target or by a rule.
+    pub fn park(&self) {
+        self.refused.fetch_add(1, Relaxed);
+    }
+
+    /// Parked changes were delivered.
+    pub fn redelivered(&self, changes: usize) {
+        self.changes.fetch_add(changes as u64, Relaxed);
+    }
+
+    /// How many changes are parked, how many of them are dead letters and their bytes; `alarm`:
+    /// near the limit. True when the alarm is new.
+    pub fn show_parked(&self, counts: (u64, u64, u64), alarm: bool) -> bool {
+        self.set_parked(counts);
+        !self.parked_alarm.swap(alarm, Relaxed) && alarm
+    }
+
+    /// As `show_parked`, by one who knows of no alarm.
+    pub fn set_parked(&self, (parked, dead, bytes): (u64, u64, u64)) {
+        self.parked.store(parked, Relaxed);
+        self.dead.store(dead, Relaxed);
+        self.parked_bytes.store(bytes, Relaxed);
+    }
+
+    /// How many changes are parked, how many of them are dead letters, and their bytes.
+    pub fn parked(&self) -> (u64, u64, u64) {
+        (self.parked.load(Relaxed), self.dead.load(Relaxed), self.parked_bytes.load(Relaxed))
+    }
+
     /// An attempt failed.
     pub fn fail(&self) {
         self.failures.fetch_add(1, Relaxed);
@@ -85,6 +119,7 @@ impl SinkStats {
             bytes: self.bytes.load(Relaxed),
             batches: self.batches.load(Relaxed),
             failures: self.failures.load(Relaxed),
+            refused: self.refused.load(Relaxed),
         }
     }
 }
@@ -100,4 +135,7 @@ pub struct Totals {
     pub batches: u64,
     /// Attempts that failed.
     pub failures: u64,
+    /// Changes that the target, or a rule, refused.
+    #[serde(default)]
+    pub refused: u64,
 }

@@ -26,6 +26,7 @@ mod journal_power_cut;
 mod kit;
 mod large_change;
 mod operation;
+mod parking;
 mod progress;
 mod sink;
 mod source;

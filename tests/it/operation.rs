@@ -180,25 +180,6 @@ async fn log_lag_journal_and_sink_lag_are_separate_numbers() {
 }
 
 #[tokio::test]
-async fn a_refused_change_stops_its_sink_alone_and_says_which_and_why() {
-    let scene = Scene::set().await;
-    scene.hook.always(Answer::Refuse(422));
-    scene.insert(0..5).await;
-    scene.file.wait_until(PATIENCE, |seen| seen.len() == 5).await;
-    let stopped = async || {
-        let (code, body) = scene.server.get("/ready").await;
-        (code == 503).then_some(body)
-    };
-    let body = wait_for(PATIENCE, stopped, || "still ready".to_owned()).await;
-    assert!(
-        body.contains("sink hook") && body.contains("offset 0") && body.contains("422"),
-        "{body}"
-    );
-    scene.insert(5..9).await;
-    scene.file.wait_until(PATIENCE, |seen| seen.len() == 9).await;
-}
-
-#[tokio::test]
 async fn one_command_drops_slot_and_publication_and_a_fresh_start_works() {
     let mut scene = Scene::set().await;
     scene.insert(0..3).await;

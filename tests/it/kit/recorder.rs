@@ -72,17 +72,40 @@ impl Request {
     }
 }
 
-#[derive(Debug, Default)]
+/// Whether a change is refused.
+type Rule = Box<dyn Fn(&Value) -> bool + Send>;
+
+#[derive(Default)]
 struct Script {
     next: VecDeque<Answer>,
     always: Option<Answer>,
+    refuses: Option<Rule>,
     stored: Vec<Request>,
     /// The changes of `stored`, parsed once: a condition is asked again and again.
     changes: Vec<Value>,
     asked: usize,
 }
 
+impl std::fmt::Debug for Script {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} stored of {} asked", self.stored.len(), self.asked)
+    }
+}
+
 impl Script {
+    /// What a request gets, and whether it is stored.
+    fn answer(&mut self, request: &Request) -> Answer {
+        self.asked += 1;
+        if let Some(answer) = self.next.pop_front().or_else(|| self.always.clone()) {
+            return answer;
+        }
+        let refused = self.refuses.as_ref().is_some_and(|refuses| {
+            let mut changes = request.changes().into_iter();
+            changes.any(|change| refuses(&change))
+        });
+        if refused { Answer::Refuse(422) } else { Answer::Accept }
+    }
+
     fn store(&mut self, request: Request) {
         if serde_json::from_slice::<serde::de::IgnoredAny>(&request.body).is_ok() {
             self.changes.extend(request.changes());
@@ -145,6 +168,16 @@ impl Recorder {
         self.script.lock().unwrap().always = Some(answer);
     }
 
+    /// Refuses, with 422, every request that holds a change which fits the rule.
+    pub(crate) fn refuse(&self, rule: impl Fn(&Value) -> bool + Send + 'static) {
+        self.script.lock().unwrap().refuses = Some(Box::new(rule));
+    }
+
+    /// Takes back what `refuse` said.
+    pub(crate) fn refuse_nothing(&self) {
+        self.script.lock().unwrap().refuses = None;
+    }
+
     /// The requests that were stored.
     pub(crate) fn stored(&self) -> Vec<Request> {
         self.script.lock().unwrap().stored.clone()
@@ -190,9 +223,7 @@ async fn converse(mut stream: TcpStream, script: Arc<Mutex<Script>>) {
     while let Some(request) = read_request(&mut stream, &mut buffer).await {
         let answer = {
             let mut script = script.lock().unwrap();
-            script.asked += 1;
-            let answer = script.next.pop_front().or_else(|| script.always.clone());
-            let answer = answer.unwrap_or(Answer::Accept);
+            let answer = script.answer(&request);
             if matches!(
                 answer,
                 Answer::Accept

@@ -188,7 +188,7 @@ impl Server {
         fs::read_to_string(self.path("walrace.log")).unwrap_or_default()
     }
 
-    fn log_tail(&self) -> String {
+    pub(crate) fn log_tail(&self) -> String {
         read_tail(&self.path("walrace.log"))
     }
 }

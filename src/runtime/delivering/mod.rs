@@ -1,4 +1,6 @@
-//! One sink at run time: opens its target, delivers, and opens it again.
+//! One sink at run time: opens its target, delivers, and opens it again; and what people do to it.
+
+mod control;
 
 use std::{
     sync::{
@@ -8,10 +10,11 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
+pub use self::control::{Moved, To};
 use super::{
     capturing::Capturing,
     part::{Backoff, Next, Part},
@@ -20,16 +23,20 @@ use super::{
 use crate::{
     catalog::{self, Catalog, LostRange, Registered},
     change::{Change, Timestamp},
-    config::{self, From},
+    config::{self, AfterDeadLetter, From},
     error::{Error, Result},
     journal::{Journal, Lag, Limits},
-    pipeline::{self, Cut, Delivery},
+    parking::{Lot, Parking, Policy},
+    pipeline::{self, Cut, Delivery, Lanes},
     sink::{self, Progress, Sink, SinkStats},
-    transform::Filter,
+    transform::{Filter, Transform},
 };
 
 /// How often a sink that failed is looked at for its first success.
 const RECOVERY_LOOK: Duration = Duration::from_millis(50);
+
+/// How long somebody who interrupts the loop waits for a write in flight.
+const INTERRUPT_GRACE: Duration = Duration::from_secs(5);
 
 /// One sink and the journal that it reads.
 #[derive(Debug)]
@@ -40,14 +47,25 @@ pub(super) struct Delivering {
     context: sink::Context,
     pub(super) journal: Journal,
     catalog: Catalog,
+    parking: Parking,
     part: Part,
     stats: Arc<SinkStats>,
     lost_changes: AtomicU64,
-    /// Held by the loop while it delivers. It outlives a failed attempt, with what it knows: a
-    /// time that the target asked for, or the place in a queue.
-    sink: tokio::sync::Mutex<Option<Box<dyn Sink>>>,
-    /// Cancelled to cut an attempt off, so that the sink can be released.
-    restart: Mutex<CancellationToken>,
+    /// Held by the loop while it delivers, one for each lane. They outlive a failed attempt, with
+    /// what they know: a time that the target asked for, or the place in a queue.
+    sinks: tokio::sync::Mutex<Vec<Box<dyn Sink>>>,
+    attempt: Mutex<Attempt>,
+    /// Told when a person changed something, so that what waits or has stopped looks again.
+    changed: Notify,
+}
+
+/// How the current attempt is ended.
+#[derive(Debug, Default)]
+struct Attempt {
+    /// After the write in flight.
+    leave: CancellationToken,
+    /// At once.
+    cut: CancellationToken,
 }
 
 impl Delivering {
@@ -55,7 +73,7 @@ impl Delivering {
         (name, source): (&str, &str),
         config: config::Sink,
         capturing: &Capturing,
-        (catalog, context): (Catalog, sink::Context),
+        (catalog, parking, context): (Catalog, Parking, sink::Context),
     ) -> Self {
         Self {
             name: name.to_owned(),
@@ -64,11 +82,13 @@ impl Delivering {
             context,
             journal: capturing.journal.clone(),
             catalog,
+            parking,
             part: Part::new("sink", name),
             stats: Arc::default(),
             lost_changes: AtomicU64::new(0),
-            sink: tokio::sync::Mutex::default(),
-            restart: Mutex::default(),
+            sinks: tokio::sync::Mutex::default(),
+            attempt: Mutex::default(),
+            changed: Notify::new(),
         }
     }
 
@@ -81,20 +101,26 @@ impl Delivering {
             self.stats.begin(cursor, cursor);
             let lost = self.catalog.lost_ranges(&self.name).await?;
             self.lost_changes.store(lost.iter().map(|range| range.to - range.from).sum(), Relaxed);
+            let (parked, dead) = self.parking.count(&self.name).await?;
+            self.stats.set_parked((parked, dead, 0));
             return Ok(registered);
         }
-        let cursor = match &self.config.from {
-            From::Start => self.journal.start(),
-            From::Now => self.journal.end(),
-            From::Offset(offset) => self.check_offset(*offset)?,
-            From::Time(time) => self.journal.offset_at(*time)?,
-            From::Token(token) => self.journal.resume(&token.parse()?)?,
-        };
+        let cursor = self.offset_of(&self.config.from)?;
         let lineage = self.journal.lineage();
         let progress = Progress { lineage, epoch: 1, cursor, retry_seq: 0 };
         self.catalog.register(&self.name, &self.source, &progress).await?;
         self.stats.begin(cursor, cursor);
-        Ok(Registered { source: self.source.clone(), progress, started: false })
+        Ok(Registered { source: self.source.clone(), progress, started: false, paused: None })
+    }
+
+    fn offset_of(&self, from: &From) -> Result<u64> {
+        match from {
+            From::Start => Ok(self.journal.start()),
+            From::Now => Ok(self.journal.end()),
+            From::Offset(offset) => self.check_offset(*offset),
+            From::Time(time) => self.journal.offset_at(*time),
+            From::Token(token) => self.journal.resume(&token.parse()?),
+        }
     }
 
     /// Before it is registered: afterwards only another name would free the sink of a slip.
@@ -122,15 +148,21 @@ impl Delivering {
         .remedy("put the journal back, or give the sink a new name so that it starts over"))
     }
 
-    /// Delivers until `stop`, or until a person must act.
+    /// Delivers until `stop`. Where a person must act it waits until somebody has.
     pub(super) async fn run(self: Arc<Self>, stop: CancellationToken) {
-        self.repeat(&stop).await;
-        self.close().await;
+        while !stop.is_cancelled() {
+            self.repeat(&stop).await;
+            self.close().await;
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = self.changed.notified() => {}
+            }
+        }
     }
 
     /// Lets go of the sink: whoever reads a queue learns by it that nothing more comes.
     pub(super) async fn close(&self) {
-        *self.sink.lock().await = None;
+        self.sinks.lock().await.clear();
     }
 
     async fn repeat(&self, stop: &CancellationToken) {
@@ -138,12 +170,13 @@ impl Delivering {
         let mut backoff = Backoff::new(Duration::from_millis(min), Duration::from_millis(max));
         loop {
             let before = self.stats.cursor();
-            let restart = CancellationToken::new();
-            *self.restart.lock().unwrap_or_else(PoisonError::into_inner) = restart.clone();
+            let (leave, cut) = (stop.child_token(), CancellationToken::new());
+            *self.attempt.lock().unwrap_or_else(PoisonError::into_inner) =
+                Attempt { leave: leave.clone(), cut: cut.clone() };
             let outcome = tokio::select! {
                 biased;
-                () = restart.cancelled() => continue, // it begins anew behind the lost range
-                outcome = self.attempt(stop) => outcome,
+                () = cut.cancelled() => continue, // it begins anew where somebody put it
+                outcome = self.attempt(&leave, stop) => outcome,
             };
             if stop.is_cancelled() {
                 return;
@@ -153,29 +186,54 @@ impl Delivering {
             if self.stats.cursor() > before {
                 backoff.reset();
             }
-            if self.part.failed(&error, &mut backoff, stop).await == Next::Stop {
+            let next = tokio::select! {
+                next = self.part.failed(&error, &mut backoff, stop) => next,
+                () = self.changed.notified() => Next::Again,
+            };
+            if next == Next::Stop {
                 return;
             }
         }
     }
 
-    async fn attempt(&self, stop: &CancellationToken) -> Result<()> {
-        let mut held = self.sink.lock().await;
+    async fn attempt(&self, leave: &CancellationToken, stop: &CancellationToken) -> Result<()> {
+        let mut held = self.sinks.lock().await;
         let registered = self.register().await?;
-        let sink = self.opened(&mut held)?;
-        let target = sink.open().await?;
-        let keeps = sink.capabilities().transactional_progress;
+        if let Some(by) = &registered.paused {
+            drop(held);
+            self.part.paused(by);
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = self.changed.notified() => {}
+            }
+            return Ok(());
+        }
+        let target = self.open_lanes(&mut held).await?;
+        let keeps = held.first().is_some_and(|sink| sink.capabilities().transactional_progress);
         let progress = catalog::reconcile(&self.name, &registered, target, keeps)?;
-        let mut delivery = self.delivery(sink, progress, registered.progress.cursor)?;
+        let mut delivery = self.delivery(&mut held, progress, &registered).await?;
         if progress.epoch == registered.progress.epoch
             && progress.cursor < registered.progress.cursor
         {
-            delivery.progress.epoch = self.rewind(progress.cursor, &registered).await?;
+            delivery.progress.epoch = self.put_back(progress.cursor, &registered).await?;
         }
         tokio::select! {
-            outcome = pipeline::deliver(&mut delivery, stop) => outcome,
+            outcome = pipeline::deliver(&mut delivery, leave) => outcome,
             never = self.show_running() => never,
         }
+    }
+
+    /// Opens every lane; the progress that the target keeps.
+    async fn open_lanes(&self, held: &mut Vec<Box<dyn Sink>>) -> Result<Option<Progress>> {
+        self.opened(held)?;
+        let mut target = None;
+        for (index, sink) in held.iter_mut().enumerate() {
+            let own = sink.open().await?;
+            if index == 0 {
+                target = own;
+            }
+        }
+        Ok(target)
     }
 
     /// Says that the sink is running: at once, or after a failure once something was delivered,
@@ -194,27 +252,38 @@ impl Delivering {
 
     /// A target that was put back in its epoch begins another, because progress never falls within
     /// one.
-    async fn rewind(&self, cursor: u64, registered: &Registered) -> Result<u64> {
+    async fn put_back(&self, cursor: u64, registered: &Registered) -> Result<u64> {
         let had = registered.progress.cursor;
         let why = format!("the target was put back: it has offset {cursor}, and had {had}");
         warn!("sink {} is rewound: {why}", self.name);
         self.catalog.begin_epoch(&self.name, cursor, "walrace", &why).await
     }
 
-    fn opened<'a>(&self, held: &'a mut Option<Box<dyn Sink>>) -> Result<&'a mut dyn Sink> {
-        Ok(match held {
-            Some(sink) => sink.as_mut(),
-            None => held.insert(sink::open(&self.name, &self.config, &self.context)?).as_mut(),
-        })
+    /// The sink, once for each lane.
+    fn opened<'a>(&self, held: &'a mut Vec<Box<dyn Sink>>) -> Result<&'a mut Box<dyn Sink>> {
+        let open = || sink::open(&self.name, &self.config, &self.context);
+        if held.is_empty() {
+            held.push(open()?);
+        }
+        let lanes = held.first().is_some_and(|sink| sink.capabilities().lanes);
+        if self.config.lanes > 1 && !lanes {
+            let name = &self.name;
+            return Err(Error::config(format!("sink {name} takes one connection at a time"))
+                .remedy(format!("remove `lanes` from sink.{name}: it gains nothing here")));
+        }
+        while held.len() < self.config.lanes {
+            held.push(open()?);
+        }
+        held.first_mut().ok_or_else(|| Error::bug("a sink without a lane"))
     }
 
-    fn delivery<'a>(
+    async fn delivery<'a>(
         &self,
-        sink: &'a mut dyn Sink,
+        sinks: &'a mut [Box<dyn Sink>],
         progress: Progress,
-        recorded: u64,
+        registered: &Registered,
     ) -> Result<Delivery<'a>> {
-        let end = self.journal.end();
+        let (end, recorded) = (self.journal.end(), registered.progress.cursor);
         if progress.cursor > end {
             return Err(Error::damaged(format!(
                 "sink {} has offset {}, and the journal ends at {end}: the journal is older \
@@ -224,12 +293,16 @@ impl Delivering {
             .remedy("put back the newer data_dir"));
         }
         self.stats.begin(progress.cursor, recorded.min(progress.cursor));
+        let certain = (progress.cursor, progress.retry_seq);
         Ok(Delivery {
             name: self.name.clone(),
             reader: self.journal.reader(progress.cursor)?,
             filter: self.filter(),
-            sink,
+            transform: Transform::new(&self.name, &self.config)?,
+            sink: Lanes::new(sinks),
             catalog: self.catalog.clone(),
+            lot: Lot::open(&self.parking, &self.name, self.policy(), certain).await?,
+            skips: self.catalog.skips(&self.name).await?,
             progress,
             cut: Cut {
                 limits: Limits {
@@ -241,7 +314,22 @@ impl Delivering {
             stats: Arc::clone(&self.stats),
             recorded_at: Instant::now(),
             written: progress.cursor,
+            taken: None,
+            parked_now: false,
+            inside_transaction: false,
         })
+    }
+
+    fn policy(&self) -> Policy {
+        let config = &self.config;
+        Policy {
+            attempts_max: config.attempts_max,
+            hold: config.after_dead_letter == AfterDeadLetter::Hold,
+            wait_min: Duration::from_millis(config.retry_ms_min),
+            wait_max: Duration::from_millis(config.retry_ms_max),
+            changes_max: config.parked_changes_max,
+            bytes_max: config.parked_bytes_max,
+        }
     }
 
     /// A file has no batches for its readers, and larger ones cost fewer syncs; what changes take
@@ -259,10 +347,8 @@ impl Delivering {
     pub(super) async fn release(&self, to: u64, reason: &str) -> Result<()> {
         // The sink is asked for before the loop is cut off, so that it is had before the loop
         // begins anew: nothing moves the old epoch while the new one begins.
-        let cut_off = async {
-            self.restart.lock().unwrap_or_else(PoisonError::into_inner).cancel();
-        };
-        let (mut held, ()) = tokio::join!(biased; self.sink.lock(), cut_off);
+        let cut_off = async { self.cut_off() };
+        let (mut held, ()) = tokio::join!(biased; self.sinks.lock(), cut_off);
         let progress = self.progress(&mut held).await?;
         let from = progress.cursor;
         if from >= to {
@@ -276,11 +362,16 @@ impl Delivering {
         self.catalog.release(name, &lost).await?;
         self.lost_changes.fetch_add(to - from, Relaxed);
         self.stats.begin(to, to);
+        self.changed.notify_one();
         Ok(())
     }
 
+    fn cut_off(&self) {
+        self.attempt.lock().unwrap_or_else(PoisonError::into_inner).cut.cancel();
+    }
+
     /// What the sink has: by its target where that keeps progress and can be asked.
-    async fn progress(&self, held: &mut Option<Box<dyn Sink>>) -> Result<Progress> {
+    async fn progress(&self, held: &mut Vec<Box<dyn Sink>>) -> Result<Progress> {
         let registered = self.register().await?;
         let sink = self.opened(held)?;
         let keeps = sink.capabilities().transactional_progress;
@@ -326,6 +417,7 @@ impl Delivering {
     pub(super) fn status(&self) -> SinkStatus {
         let (state, since) = self.part.state();
         let (cursor, end) = (self.stats.cursor(), self.journal.end());
+        let (parked_changes, dead_letters, parked_bytes) = self.stats.parked();
         // A segment that is trimmed meanwhile makes this round blind, no more.
         let lag = self.journal.lag(cursor).ok().flatten();
         let age = |lag: Lag| Timestamp::now().0.saturating_sub(lag.appended.0);
@@ -341,6 +433,10 @@ impl Delivering {
             behind_ms: lag.map_or(0, |lag| u64::try_from(age(lag) / 1000).unwrap_or(0)),
             lost_changes: self.lost_changes.load(Relaxed),
             filtered_changes: self.context.filtered.load(Relaxed) + self.stats.filtered(),
+            parked_changes,
+            dead_letters,
+            parked_bytes,
+            parked_changes_max: self.config.parked_changes_max,
             totals: self.stats.totals(),
         }
     }

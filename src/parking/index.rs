@@ -1,0 +1,256 @@
+//! Which keys of one sink wait, and which parked change may be tried again. In memory; the rows on
+//! disk are what it is made from.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use crate::change::{Key, Keys, Room, Timestamp};
+
+/// Whether a parked change is still tried by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It is, in its turn.
+    Parked,
+    /// Its attempts are used up, or a rule failed: a person decides.
+    Dead,
+}
+
+/// What is known of a parked change without reading it.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    pub(super) keys: Keys,
+    pub(super) state: State,
+    pub(super) attempts: u32,
+    pub(super) next_at: Timestamp,
+    pub(super) bytes: u64,
+    /// Whether it keeps later changes of its keys back.
+    pub(super) holds: bool,
+    pub(super) superseded: bool,
+}
+
+/// The parked changes of one sink, by offset.
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    entries: BTreeMap<u64, Entry>,
+    held: HashMap<Room, Held>,
+    /// Dead letters that keep nothing back and that no later change has passed yet.
+    released: HashMap<Room, Vec<u64>>,
+    dead: usize,
+    bytes: u64,
+}
+
+/// How many entries hold each key of one table.
+#[derive(Debug, Default)]
+struct Held {
+    all: usize,
+    whole: usize,
+    rows: HashMap<Key, usize>,
+}
+
+impl Index {
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub(super) fn dead(&self) -> usize {
+        self.dead
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub(super) fn get(&self, offset: u64) -> Option<&Entry> {
+        self.entries.get(&offset)
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.held.is_empty() && self.released.is_empty()
+    }
+
+    pub(super) fn insert(&mut self, offset: u64, entry: Entry) {
+        self.remove(offset);
+        self.bytes += entry.bytes;
+        self.dead += usize::from(entry.state == State::Dead);
+        if entry.holds {
+            let held = self.held.entry(entry.keys.room).or_default();
+            held.all += 1;
+            held.whole += usize::from(entry.keys.is_whole());
+            for key in &entry.keys.rows {
+                *held.rows.entry(*key).or_default() += 1;
+            }
+        } else if !entry.superseded {
+            self.released.entry(entry.keys.room).or_default().push(offset);
+        }
+        self.entries.insert(offset, entry);
+    }
+
+    pub(super) fn remove(&mut self, offset: u64) {
+        let Some(entry) = self.entries.remove(&offset) else { return };
+        self.bytes -= entry.bytes;
+        self.dead -= usize::from(entry.state == State::Dead);
+        if !entry.holds {
+            self.forget_released(entry.keys.room, offset);
+            return;
+        }
+        let Some(held) = self.held.get_mut(&entry.keys.room) else { return };
+        held.all -= 1;
+        held.whole -= usize::from(entry.keys.is_whole());
+        for key in &entry.keys.rows {
+            if let Some(count) = held.rows.get_mut(key) {
+                *count -= 1;
+                if *count == 0 {
+                    held.rows.remove(key);
+                }
+            }
+        }
+        if held.all == 0 {
+            self.held.remove(&entry.keys.room);
+        }
+    }
+
+    fn forget_released(&mut self, room: Room, offset: u64) {
+        if let Some(offsets) = self.released.get_mut(&room) {
+            offsets.retain(|other| *other != offset);
+            if offsets.is_empty() {
+                self.released.remove(&room);
+            }
+        }
+    }
+
+    /// Whether a change with these keys must wait.
+    pub(super) fn blocks(&self, keys: &Keys) -> bool {
+        self.held.get(&keys.room).is_some_and(|held| {
+            keys.is_whole()
+                || held.whole > 0
+                || keys.rows.iter().any(|key| held.rows.contains_key(key))
+        })
+    }
+
+    /// The released dead letters that a change with these keys leaves behind.
+    pub(super) fn passed_by(&self, keys: &Keys) -> Vec<u64> {
+        let Some(offsets) = self.released.get(&keys.room) else { return Vec::new() };
+        let meets =
+            |offset: &&u64| self.entries.get(offset).is_some_and(|entry| entry.keys.meets(keys));
+        offsets.iter().filter(meets).copied().collect()
+    }
+
+    pub(super) fn supersede(&mut self, offset: u64) {
+        let Some(entry) = self.entries.get_mut(&offset) else { return };
+        entry.superseded = true;
+        let room = entry.keys.room;
+        self.forget_released(room, offset);
+    }
+
+    /// The changes that may be tried now, in their order, `max` at most, and when to look again.
+    /// A change is tried when every earlier one that shares a key with it is, too: the first of a
+    /// key when its time has come, those behind it at once.
+    pub(super) fn due(&self, now: Timestamp, max: usize) -> (Vec<u64>, Option<Timestamp>) {
+        let (mut due, mut next) = (Vec::new(), None);
+        let mut waiting = Waiting::default();
+        for (&offset, entry) in &self.entries {
+            let behind = waiting.meets(&entry.keys);
+            let alive = entry.state == State::Parked;
+            if !behind && alive && entry.next_at <= now {
+                if due.len() == max {
+                    return (due, Some(now));
+                }
+                due.push(offset);
+                continue;
+            }
+            if !behind && alive {
+                next = Some(next.map_or(entry.next_at, |at: Timestamp| at.min(entry.next_at)));
+            }
+            if alive || entry.holds {
+                waiting.insert(&entry.keys);
+            }
+        }
+        (due, next)
+    }
+}
+
+/// Keys behind which a change waits.
+#[derive(Debug, Default)]
+struct Waiting {
+    rooms: HashMap<Room, bool>,
+    rows: HashSet<Key>,
+}
+
+impl Waiting {
+    fn meets(&self, keys: &Keys) -> bool {
+        match self.rooms.get(&keys.room) {
+            None => false,
+            Some(whole) => {
+                *whole || keys.is_whole() || keys.rows.iter().any(|key| self.rows.contains(key))
+            }
+        }
+    }
+
+    fn insert(&mut self, keys: &Keys) {
+        *self.rooms.entry(keys.room).or_default() |= keys.is_whole();
+        self.rows.extend(&keys.rows);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(rows: &[Key], state: State, next_at: i64) -> Entry {
+        Entry {
+            keys: Keys { room: 1, rows: rows.to_vec() },
+            state,
+            attempts: 1,
+            next_at: Timestamp(next_at),
+            bytes: 10,
+            holds: true,
+            superseded: false,
+        }
+    }
+
+    fn keys(rows: &[Key]) -> Keys {
+        Keys { room: 1, rows: rows.to_vec() }
+    }
+
+    #[test]
+    fn what_shares_a_key_waits_and_what_does_not_passes() {
+        let mut index = Index::default();
+        index.insert(5, entry(&[1, 2], State::Parked, 0));
+        assert!(index.blocks(&keys(&[2])) && index.blocks(&keys(&[])));
+        assert!(!index.blocks(&keys(&[3])));
+        assert!(!index.blocks(&Keys { room: 2, rows: vec![] }));
+        index.insert(6, entry(&[], State::Parked, 0));
+        assert!(index.blocks(&keys(&[3])));
+        index.remove(6);
+        index.remove(5);
+        assert!(index.is_idle() && !index.blocks(&keys(&[2])));
+        assert_eq!((index.len(), index.bytes()), (0, 0));
+    }
+
+    #[test]
+    fn the_first_of_a_key_is_tried_at_its_time_and_takes_along_what_waits_behind_it() {
+        let mut index = Index::default();
+        index.insert(1, entry(&[1], State::Parked, 10));
+        index.insert(2, entry(&[1], State::Parked, 0)); // waits behind 1
+        index.insert(3, entry(&[2], State::Dead, 0));
+        index.insert(4, entry(&[2, 3], State::Parked, 0)); // behind a dead letter
+        index.insert(5, entry(&[3], State::Parked, 0)); // behind 4
+        index.insert(6, entry(&[4], State::Parked, 7));
+        assert_eq!(index.due(Timestamp(5), 9), (vec![], Some(Timestamp(7))));
+        assert_eq!(index.due(Timestamp(9), 9), (vec![6], Some(Timestamp(10))));
+        assert_eq!(index.due(Timestamp(10), 9), (vec![1, 2, 6], None));
+        assert_eq!(index.due(Timestamp(10), 2), (vec![1, 2], Some(Timestamp(10))));
+    }
+
+    #[test]
+    fn a_released_dead_letter_holds_nothing_and_learns_what_passed_it() {
+        let mut index = Index::default();
+        index.insert(3, Entry { holds: false, ..entry(&[2], State::Dead, 0) });
+        assert!(!index.blocks(&keys(&[2])) && !index.is_idle());
+        assert_eq!(index.passed_by(&keys(&[2])), [3]);
+        assert!(index.passed_by(&keys(&[1])).is_empty());
+        index.supersede(3);
+        assert!(index.passed_by(&keys(&[2])).is_empty() && index.is_idle());
+        index.remove(3);
+        assert_eq!(index.dead(), 0);
+    }
+}

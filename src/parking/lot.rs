@@ -1,0 +1,395 @@
+//! The parking lot of one sink, as its loop uses it.
+
+use std::time::Duration;
+
+use sqlx::Row;
+
+use super::{
+    Parking, failed,
+    index::{Entry, Index, State},
+    stored,
+};
+use crate::{
+    catalog::sqlite::{integer, unsigned},
+    change::{Change, Key, Keys, Timestamp},
+    error::{Error, Result},
+};
+
+/// An alarm sounds at this part of a limit, in percent.
+const ALARM: u64 = 80;
+
+/// What a sink's configuration says about its lot.
+#[derive(Clone, Copy, Debug)]
+pub struct Policy {
+    /// A change is a dead letter after so many attempts, the first counted.
+    pub attempts_max: u32,
+    /// Whether a dead letter keeps later changes of its keys back.
+    pub hold: bool,
+    /// The first wait before another attempt; it doubles up to `wait_max`.
+    pub wait_min: Duration,
+    /// The longest wait before another attempt.
+    pub wait_max: Duration,
+    /// So many changes at most; then the sink blocks.
+    pub changes_max: u64,
+    /// So many bytes of rows at most; then the sink blocks.
+    pub bytes_max: u64,
+}
+
+/// Why a change is parked.
+#[derive(Clone, Debug)]
+pub enum Why {
+    /// It shares a key with one that waits.
+    Behind,
+    /// The target refused it.
+    Refused(String),
+    /// A rule failed on it: attempts cannot help.
+    Failed(String),
+    /// A person gave it up; it keeps nothing back.
+    Skipped(String),
+}
+
+/// The parked changes of one sink. What it does in memory is durable after [`Lot::save`], which
+/// comes before any progress that passes it.
+#[derive(Debug)]
+pub struct Lot {
+    sink: String,
+    parking: Parking,
+    policy: Policy,
+    index: Index,
+    unsaved: Vec<Parked>,
+    passed: Vec<(u64, u64)>,
+    /// When something may be due; `None`: nothing will be, by itself.
+    wake: Option<Timestamp>,
+}
+
+#[derive(Debug)]
+struct Parked {
+    change: Change,
+    keys: Keys,
+    state: State,
+    attempts: u32,
+    error: String,
+    at: Timestamp,
+    next_at: Timestamp,
+}
+
+impl Lot {
+    /// The lot of `sink`, which is about to read from `cursor`: what is parked from there on comes
+    /// again, and is judged again. `retry_seq` is the last retry that the sink has for certain.
+    pub async fn open(
+        parking: &Parking,
+        sink: &str,
+        policy: Policy,
+        (cursor, retry_seq): (u64, u64),
+    ) -> Result<Self> {
+        let failed = |error| failed("read", sink, error);
+        let pool = &parking.pool;
+        sqlx::query("DELETE FROM parked WHERE sink = ? AND (offset >= ? OR retry_seq <= ?)")
+            .bind(sink)
+            .bind(integer(cursor))
+            .bind(integer(retry_seq))
+            .execute(pool)
+            .await
+            .map_err(failed)?;
+        sqlx::query("UPDATE parked SET retry_seq = NULL WHERE sink = ? AND retry_seq IS NOT NULL")
+            .bind(sink)
+            .execute(pool)
+            .await
+            .map_err(failed)?;
+        let rows = sqlx::query(
+            "SELECT offset, state, room, keys, attempts, next_at, bytes, superseded
+             FROM parked WHERE sink = ?",
+        )
+        .bind(sink)
+        .fetch_all(pool)
+        .await
+        .map_err(failed)?;
+        let mut index = Index::default();
+        for row in &rows {
+            let (offset, entry) = entry(row, policy.hold).map_err(failed)?;
+            index.insert(offset, entry);
+        }
+        Ok(Self {
+            sink: sink.to_owned(),
+            parking: parking.clone(),
+            policy,
+            index,
+            unsaved: Vec::new(),
+            passed: Vec::new(),
+            wake: Some(Timestamp(0)),
+        })
+    }
+
+    /// Whether nothing keeps any change back, so that no key needs to be looked at.
+    pub fn is_idle(&self) -> bool {
+        self.index.is_idle()
+    }
+
+    /// How many changes are parked, how many of them are dead letters, and their bytes.
+    pub fn counts(&self) -> (u64, u64, u64) {
+        (self.index.len() as u64, self.index.dead() as u64, self.index.bytes())
+    }
+
+    /// Whether the lot is so full that people should know.
+    pub fn alarms(&self) -> bool {
+        let (changes, _, bytes) = self.counts();
+        let near = |level: u64, limit: u64| level.saturating_mul(100) >= limit * ALARM;
+        near(changes, self.policy.changes_max) || near(bytes, self.policy.bytes_max)
+    }
+
+    /// Whether a change with these keys must wait behind one that is parked.
+    pub fn blocks(&self, keys: &Keys) -> bool {
+        self.index.blocks(keys)
+    }
+
+    /// Notes that a change with these keys goes past the released dead letters of its keys.
+    pub fn passes(&mut self, keys: &Keys, offset: u64) {
+        for dead in self.index.passed_by(keys) {
+            self.index.supersede(dead);
+            self.passed.push((dead, offset));
+        }
+    }
+
+    /// Parks a change. A full lot is an error of class `Retry`: the sink waits until somebody makes
+    /// room.
+    pub fn park(&mut self, change: Change, why: Why) -> Result<()> {
+        let bytes = change.bytes() as u64;
+        self.check_room(bytes)?;
+        let now = Timestamp::now();
+        let skipped = matches!(why, Why::Skipped(_));
+        let (state, attempts, error) = match why {
+            Why::Behind => (State::Parked, 0, "waits behind an earlier change of its key".into()),
+            Why::Refused(error) if self.policy.attempts_max <= 1 => (State::Dead, 1, error),
+            Why::Refused(error) => (State::Parked, 1, error),
+            Why::Failed(error) => (State::Dead, 1, error),
+            Why::Skipped(error) => (State::Dead, 0, error),
+        };
+        let wait = if attempts == 0 { Duration::ZERO } else { self.wait(attempts) };
+        let next_at = after(now, wait);
+        let keys = change.keys();
+        let entry = Entry {
+            keys: keys.clone(),
+            state,
+            attempts,
+            next_at,
+            bytes,
+            holds: state == State::Parked || self.policy.hold && !skipped,
+            superseded: false,
+        };
+        self.index.insert(change.offset, entry);
+        if attempts > 0 && state == State::Parked {
+            self.wake_at(next_at);
+        }
+        self.unsaved.push(Parked { change, keys, state, attempts, error, at: now, next_at });
+        Ok(())
+    }
+
+    fn check_room(&self, bytes: u64) -> Result<()> {
+        let (changes, _, held) = self.counts();
+        let Policy { changes_max, bytes_max, .. } = self.policy;
+        if changes < changes_max && (held == 0 || held + bytes <= bytes_max) {
+            return Ok(());
+        }
+        Err(Error::retry(format!(
+            "sink {} has {changes} parked changes of {held} bytes; parked_changes_max is \
+             {changes_max} and parked_bytes_max {bytes_max}",
+            self.sink
+        ))
+        .remedy(format!(
+            "see why with `walrace dlq list --sink {}`, then retry or drop them, or raise it",
+            self.sink
+        )))
+    }
+
+    /// Makes durable what was parked and passed.
+    pub async fn save(&mut self) -> Result<()> {
+        if self.unsaved.is_empty() && self.passed.is_empty() {
+            return Ok(());
+        }
+        let failed = |error| failed("park changes of", &self.sink, error);
+        let mut transaction = self.parking.pool.begin().await.map_err(failed)?;
+        for parked in &self.unsaved {
+            let rows = parked.keys.rows.iter().flat_map(|key| key.to_be_bytes());
+            sqlx::query(
+                "INSERT INTO parked (sink, offset, state, room, keys, table_name, op, bytes, change,
+                     attempts, error, first_at, last_at, next_at)
+                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                 ON CONFLICT (sink, offset) DO UPDATE SET state = excluded.state,
+                     attempts = excluded.attempts, error = excluded.error,
+                     last_at = excluded.last_at, next_at = excluded.next_at",
+            )
+            .bind(&self.sink)
+            .bind(integer(parked.change.offset))
+            .bind(parked.state.word())
+            .bind(parked.keys.room.to_be_bytes().to_vec())
+            .bind(rows.collect::<Vec<u8>>())
+            .bind(parked.change.table.as_ref().map(|table| table.full_name()))
+            .bind(parked.change.op.word())
+            .bind(integer(parked.change.bytes() as u64))
+            .bind(stored::to_text(&parked.change)?)
+            .bind(parked.attempts)
+            .bind(&parked.error)
+            .bind(parked.at.0)
+            .bind(parked.at.0)
+            .bind(parked.next_at.0)
+            .execute(&mut *transaction)
+            .await
+            .map_err(failed)?;
+        }
+        for (dead, by) in &self.passed {
+            sqlx::query("UPDATE parked SET superseded = ? WHERE sink = ? AND offset = ?")
+                .bind(integer(*by))
+                .bind(&self.sink)
+                .bind(integer(*dead))
+                .execute(&mut *transaction)
+                .await
+                .map_err(failed)?;
+        }
+        transaction.commit().await.map_err(failed)?;
+        self.unsaved.clear();
+        self.passed.clear();
+        Ok(())
+    }
+
+    /// When something may be due.
+    pub fn wake(&self) -> Option<Timestamp> {
+        self.wake
+    }
+
+    fn wake_at(&mut self, at: Timestamp) {
+        self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
+    }
+
+    /// The offsets of the changes whose turn it is, in their order, `max` at most.
+    pub fn due(&mut self, max: usize) -> Vec<u64> {
+        let now = Timestamp::now();
+        if self.wake.is_none_or(|wake| wake > now) {
+            return Vec::new();
+        }
+        let (due, next) = self.index.due(now, max);
+        self.wake = if due.is_empty() { next } else { Some(now) };
+        due
+    }
+
+    /// The changes at these offsets, in their order.
+    pub async fn load(&self, offsets: &[u64]) -> Result<Vec<Change>> {
+        let failed = |error| failed("read", &self.sink, error);
+        let mut changes = Vec::with_capacity(offsets.len());
+        for offset in offsets {
+            let row = sqlx::query("SELECT change FROM parked WHERE sink = ? AND offset = ?")
+                .bind(&self.sink)
+                .bind(integer(*offset))
+                .fetch_one(&self.parking.pool)
+                .await
+                .map_err(failed)?;
+            let text: String = row.try_get(0).map_err(failed)?;
+            changes.push(stored::from_text(&text)?);
+        }
+        Ok(changes)
+    }
+
+    /// Whether a later change of its key was delivered already.
+    pub fn is_superseded(&self, offset: u64) -> bool {
+        self.index.get(offset).is_some_and(|entry| entry.superseded)
+    }
+
+    /// Writes down, before it is sent, which retry these go with.
+    pub async fn intend(&self, offsets: &[u64], retry_seq: u64) -> Result<()> {
+        let failed = |error| failed("write down a retry of", &self.sink, error);
+        let mut transaction = self.parking.pool.begin().await.map_err(failed)?;
+        for offset in offsets {
+            sqlx::query("UPDATE parked SET retry_seq = ? WHERE sink = ? AND offset = ?")
+                .bind(integer(retry_seq))
+                .bind(&self.sink)
+                .bind(integer(*offset))
+                .execute(&mut *transaction)
+                .await
+                .map_err(failed)?;
+        }
+        transaction.commit().await.map_err(failed)
+    }
+
+    /// These are delivered, or left out by a rule: they leave the lot.
+    pub async fn delivered(&mut self, offsets: &[u64]) -> Result<()> {
+        let failed = |error| failed("remove delivered changes of", &self.sink, error);
+        let mut transaction = self.parking.pool.begin().await.map_err(failed)?;
+        for offset in offsets {
+            sqlx::query("DELETE FROM parked WHERE sink = ? AND offset = ?")
+                .bind(&self.sink)
+                .bind(integer(*offset))
+                .execute(&mut *transaction)
+                .await
+                .map_err(failed)?;
+        }
+        transaction.commit().await.map_err(failed)?;
+        for offset in offsets {
+            self.index.remove(*offset);
+        }
+        self.wake_at(Timestamp::now());
+        Ok(())
+    }
+
+    /// The change at `offset` was refused again, or a rule failed on it: it waits longer, or is a
+    /// dead letter.
+    pub async fn refused(&mut self, offset: u64, why: Why) -> Result<()> {
+        let Some(entry) = self.index.get(offset).cloned() else { return Ok(()) };
+        let (attempts, dead, error) = match why {
+            Why::Behind => return Ok(()),
+            Why::Failed(error) | Why::Skipped(error) => (entry.attempts + 1, true, error),
+            Why::Refused(error) => {
+                (entry.attempts + 1, entry.attempts + 1 >= self.policy.attempts_max, error)
+            }
+        };
+        let now = Timestamp::now();
+        let next_at = after(now, self.wait(attempts));
+        let state = if dead { State::Dead } else { State::Parked };
+        sqlx::query(
+            "UPDATE parked SET state = ?, attempts = ?, error = ?, last_at = ?, next_at = ?,
+                 retry_seq = NULL
+             WHERE sink = ? AND offset = ?",
+        )
+        .bind(state.word())
+        .bind(attempts)
+        .bind(&error)
+        .bind(now.0)
+        .bind(next_at.0)
+        .bind(&self.sink)
+        .bind(integer(offset))
+        .execute(&self.parking.pool)
+        .await
+        .map_err(|error| failed("write down a refusal of", &self.sink, error))?;
+        let released = dead && !self.policy.hold;
+        let holds = entry.holds && !released;
+        self.index.insert(offset, Entry { state, attempts, next_at, holds, ..entry });
+        self.wake_at(if released { now } else { next_at });
+        Ok(())
+    }
+
+    fn wait(&self, attempts: u32) -> Duration {
+        let doubled = self.policy.wait_min.saturating_mul(1 << attempts.saturating_sub(1).min(20));
+        doubled.min(self.policy.wait_max)
+    }
+}
+
+fn after(now: Timestamp, wait: Duration) -> Timestamp {
+    let wait = i64::try_from(wait.as_micros()).unwrap_or(i64::MAX);
+    Timestamp(now.0.saturating_add(wait))
+}
+
+fn entry(row: &sqlx::sqlite::SqliteRow, hold: bool) -> sqlx::Result<(u64, Entry)> {
+    let (room, rows): (Vec<u8>, Vec<u8>) = (row.try_get("room")?, row.try_get("keys")?);
+    let room = room.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));
+    let rows = rows.as_chunks().0.iter().map(|key| Key::from_be_bytes(*key)).collect();
+    let dead = row.try_get::<String, _>("state")? == State::Dead.word();
+    let superseded = row.try_get::<Option<i64>, _>("superseded")?.is_some();
+    let entry = Entry {
+        keys: Keys { room, rows },
+        state: if dead { State::Dead } else { State::Parked },
+        attempts: row.try_get("attempts")?,
+        next_at: Timestamp(row.try_get("next_at")?),
+        bytes: unsigned(row.try_get("bytes")?),
+        holds: !superseded && (!dead || hold),
+        superseded,
+    };
+    Ok((unsigned(row.try_get("offset")?), entry))
+}

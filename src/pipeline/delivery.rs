@@ -1,0 +1,246 @@
+//! One sink's loop between the journal and the target: reading, the sink's rules, and progress.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::{lanes::Lanes, run::Run};
+use crate::{
+    catalog::Catalog,
+    change::{Batch, Change, Timestamp},
+    error::Result,
+    failpoint,
+    journal::{Limits, Reader},
+    parking::{Lot, Why},
+    sink::{Progress, SinkStats, Written},
+    transform::{Filter, Transform},
+};
+
+/// How a sink's batches are cut.
+#[derive(Clone, Copy, Debug)]
+pub struct Cut {
+    /// Changes and bytes at most.
+    pub limits: Limits,
+    /// A batch that is not full waits this long for more.
+    pub linger: Duration,
+}
+
+/// One sink with all that its loop needs.
+pub struct Delivery<'a> {
+    /// The sink's name.
+    pub name: String,
+    /// Where the changes come from; stands at the progress' cursor.
+    pub reader: Reader,
+    /// What this sink wants to see.
+    pub filter: Filter,
+    /// What it makes of it.
+    pub transform: Transform,
+    /// The target, open.
+    pub sink: Lanes<'a>,
+    /// Where progress is kept for those targets that cannot.
+    pub catalog: Catalog,
+    /// What was refused, and what waits behind it.
+    pub lot: Lot,
+    /// Changes that somebody skipped, each with who and why: they become dead letters.
+    pub skips: BTreeMap<u64, String>,
+    /// What the sink has; runs ahead of what is recorded only over filtered changes and over
+    /// targets that keep their progress themselves.
+    pub progress: Progress,
+    /// How batches are cut.
+    pub cut: Cut,
+    /// Counters for people.
+    pub stats: Arc<SinkStats>,
+    /// When progress was last recorded in the catalog.
+    pub recorded_at: Instant,
+    /// The cursor that the target holds or, where it holds none, the catalog.
+    pub written: u64,
+    /// Changes were handed to the target that become durable with a later write, up to here.
+    pub taken: Option<u64>,
+    /// Something was parked by the write that is under way.
+    pub parked_now: bool,
+    /// Whether the last change that was read leaves its transaction open.
+    pub inside_transaction: bool,
+}
+
+/// Progress that no write carries (filtered changes, targets that keep their own) is recorded this
+/// often.
+const RECORD_EVERY: Duration = Duration::from_secs(1);
+
+impl Delivery<'_> {
+    /// Waits for changes, and tries parked ones when their time has come; `None` at a stop.
+    pub(super) async fn read(&mut self, stop: &CancellationToken) -> Result<Option<Batch>> {
+        loop {
+            self.retry(stop).await?;
+            let due = self.sink.not_before().unwrap_or_else(Instant::now);
+            let unrecorded = self.is_unrecorded();
+            let parked = self.lot.wake().map(|at| due.max(until(at)));
+            let batch = tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(None),
+                batch = read_after(due, &mut self.reader, self.cut.limits) => batch?,
+                () = sleep_until(self.recorded_at + RECORD_EVERY), if unrecorded => {
+                    self.record().await?;
+                    continue;
+                }
+                () = sleep_until(parked.unwrap_or(due)), if parked.is_some() => continue,
+            };
+            let batch = self.linger(batch, stop).await?;
+            if let Some(last) = batch.changes.last() {
+                self.inside_transaction = !last.closes_transaction;
+            }
+            return Ok(Some(batch));
+        }
+    }
+
+    /// Fills up a batch that is not full, for as long as this sink likes to wait and nobody stops.
+    async fn linger(&mut self, mut batch: Batch, stop: &CancellationToken) -> Result<Batch> {
+        if self.cut.linger.is_zero() {
+            return Ok(batch);
+        }
+        let deadline = Instant::now() + self.cut.linger;
+        loop {
+            let Limits { changes_max, bytes_max } = self.cut.limits;
+            let left = Limits {
+                changes_max: changes_max.saturating_sub(batch.changes.len()),
+                bytes_max: bytes_max.saturating_sub(batch.bytes()),
+            };
+            if left.changes_max == 0 || left.bytes_max == 0 {
+                return Ok(batch);
+            }
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(batch),
+                () = sleep_until(deadline) => return Ok(batch),
+                more = self.reader.next(left) => batch.changes.extend(more?.changes),
+            }
+        }
+    }
+
+    /// Leaves to the sink what it wants to see as it wants to see it, parks what must wait behind
+    /// another change, and makes dead letters of what a rule fails on.
+    pub(super) async fn transform(&mut self, batch: Batch) -> Result<Run> {
+        let read = batch.changes.len();
+        let batch = self.filter.apply(batch);
+        self.stats.filter(read - batch.changes.len());
+        let mut run = Run::default();
+        run.batch.position = batch.position;
+        for change in batch.changes {
+            self.shape(change, &mut run)?;
+        }
+        self.lot.save().await?;
+        self.show_lot();
+        Ok(run)
+    }
+
+    fn shape(&mut self, change: Change, run: &mut Run) -> Result<()> {
+        if let Some(by) = self.skips.get(&change.offset) {
+            run.close_transaction_of(&change);
+            return self.lot.park(change, Why::Skipped(format!("skipped by {by}")));
+        }
+        if !self.lot.is_idle() {
+            let keys = change.keys();
+            if self.lot.blocks(&keys) {
+                run.close_transaction_of(&change);
+                return self.lot.park(change, Why::Behind);
+            }
+            self.lot.passes(&keys, change.offset);
+        }
+        if self.transform.is_plain() {
+            run.push(change);
+            return Ok(());
+        }
+        match self.transform.shape(change.clone()) {
+            Ok(parts) if parts.is_empty() => {
+                self.stats.filter(1);
+                run.close_transaction_of(&change);
+            }
+            Ok(parts) => run.push_parts(change, parts),
+            Err(error) => {
+                run.close_transaction_of(&change);
+                self.lot.park(change, Why::Failed(error.to_string()))?;
+                self.stats.park();
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn is_record_due(&self) -> bool {
+        self.recorded_at.elapsed() >= RECORD_EVERY || self.stats.is_record_wanted()
+    }
+
+    /// Whether something was passed that is not written down; within an open transaction of a
+    /// target that takes whole ones there is nothing to write yet.
+    fn is_unrecorded(&self) -> bool {
+        let waits = self.inside_transaction && self.sink.capabilities().atomic;
+        !waits && (self.stats.recorded() < self.progress.cursor || self.taken.is_some())
+    }
+
+    /// Makes the progress durable in the catalog, and before that at a target that keeps its own.
+    pub(super) async fn record(&mut self) -> Result<()> {
+        if !self.is_unrecorded() {
+            return Ok(());
+        }
+        let ahead = self.written < self.progress.cursor;
+        if self.taken.is_some() || ahead && self.sink.capabilities().transactional_progress {
+            let cursor = self.taken.unwrap_or(self.progress.cursor);
+            match self.sink.write_nothing(&Progress { cursor, ..self.progress }).await? {
+                Written::Until(durable) => {
+                    self.progress.cursor = self.progress.cursor.max(durable);
+                    self.taken = Some(cursor).filter(|taken| *taken > durable);
+                }
+                Written::All | Written::Each(_) => {
+                    self.progress.cursor = cursor;
+                    self.taken = None;
+                }
+            }
+        }
+        self.recorded_at = Instant::now();
+        self.written = self.progress.cursor;
+        if self.stats.recorded() >= self.progress.cursor {
+            return Ok(());
+        }
+        failpoint::reach("deliver::before_advance");
+        self.catalog.advance(&self.name, &self.progress).await?;
+        self.stats.record(self.progress.cursor);
+        Ok(())
+    }
+
+    /// Moves past changes that no write carries.
+    pub(super) fn skip_to(&mut self, cursor: u64) {
+        match &mut self.taken {
+            Some(taken) => *taken = cursor.max(*taken),
+            None => self.progress.cursor = cursor.max(self.progress.cursor),
+        }
+    }
+
+    /// Lets go of the target, with all progress written down.
+    pub(super) async fn close(&mut self) -> Result<()> {
+        self.record().await?;
+        self.sink.close().await
+    }
+
+    /// Tells people how full the lot is.
+    pub(super) fn show_lot(&self) {
+        let (parked, dead, bytes) = self.lot.counts();
+        if self.stats.show_parked((parked, dead, bytes), self.lot.alarms()) {
+            warn!(
+                "sink {}: {parked} changes are parked, {dead} of them dead letters, and the limit \
+                 is near; at it the sink stops (see `walrace dlq list --sink {}`)",
+                self.name, self.name
+            );
+        }
+    }
+}
+
+/// A time of the wall clock by the clock that sleeps; what is past is now.
+fn until(at: Timestamp) -> Instant {
+    let left = u64::try_from(at.0.saturating_sub(Timestamp::now().0)).unwrap_or(0);
+    Instant::now() + Duration::from_micros(left)
+}
+
+async fn read_after(due: Instant, reader: &mut Reader, limits: Limits) -> Result<Batch> {
+    sleep_until(due).await;
+    reader.next(limits).await
+}

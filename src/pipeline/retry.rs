@@ -1,0 +1,183 @@
+//! Parked changes whose time has come: the first of each key, and in its wake those behind it.
+
+use tokio_util::sync::CancellationToken;
+
+use super::{delivery::Delivery, run::Run, write::place};
+use crate::{
+    change::{Batch, Change},
+    error::{Class, Error, Result},
+    failpoint,
+    parking::Why,
+    sink::{Outcome, Written},
+};
+
+/// Parked changes that are tried at one time.
+const RETRIES_MAX: usize = 100;
+
+impl Delivery<'_> {
+    /// Tries every parked change whose time has come, until there is none or a stop.
+    pub(super) async fn retry(&mut self, stop: &CancellationToken) -> Result<()> {
+        while !stop.is_cancelled() {
+            let due = self.lot.due(RETRIES_MAX);
+            if due.is_empty() {
+                return Ok(());
+            }
+            if self.taken.is_some() {
+                self.record().await?;
+            }
+            if self.taken.is_some() && self.sink.capabilities().atomic {
+                return Ok(()); // within a transaction; they are due again right after it
+            }
+            self.retry_these(due).await?;
+            self.show_lot();
+        }
+        Ok(())
+    }
+
+    async fn retry_these(&mut self, offsets: Vec<u64>) -> Result<()> {
+        let changes = self.lot.load(&offsets).await?;
+        let mut run = Run::default();
+        let mut gone = Vec::new();
+        for change in changes {
+            let offset = change.offset;
+            if let Some(parts) = self.shape_again(change).await? {
+                match parts {
+                    (None, own) if own.is_empty() => gone.push(offset),
+                    (Some(_), parts) if parts.is_empty() => gone.push(offset),
+                    unit => run.push_unit(unit),
+                }
+            }
+        }
+        if !gone.is_empty() {
+            self.lot.delivered(&gone).await?;
+        }
+        let mut runs = vec![run];
+        while let Some(mut run) = runs.pop().filter(|run| !run.is_empty()) {
+            match self.send_again(&run).await {
+                Ok(written) => self.settle(run, written).await?,
+                Err(error) if error.class() == Class::Data && run.len() > 1 => {
+                    let second = run.split();
+                    runs.push(second);
+                    runs.push(run);
+                }
+                Err(error) if error.class() == Class::Data => {
+                    let error = place(error, &run.batch).to_string();
+                    // What waits behind it in the other half is due again only after it.
+                    runs.clear();
+                    self.settle_refused(run, error).await?;
+                }
+                Err(error) => return Err(place(error, &run.batch)),
+            }
+        }
+        Ok(())
+    }
+
+    /// The parts of a parked change by the rules as they are now; `None` where it stays parked.
+    async fn shape_again(
+        &mut self,
+        change: Change,
+    ) -> Result<Option<(Option<Change>, Vec<Change>)>> {
+        let offset = change.offset;
+        let late = self.lot.is_superseded(offset);
+        let target = self.sink.capabilities();
+        if late && target.state_target && !target.supersedes {
+            let why = "a later change of its key was delivered, so this state is superseded";
+            self.lot.refused(offset, Why::Failed(why.into())).await?;
+            return Ok(None);
+        }
+        let passed = self.filter.apply(Batch { changes: vec![change], position: None });
+        let Some(change) = passed.changes.into_iter().next() else {
+            return Ok(Some((None, Vec::new())));
+        };
+        let parts = match self.transform.is_plain() {
+            true => Ok(vec![change.clone()]),
+            false => self.transform.shape(change.clone()),
+        };
+        match parts {
+            Ok(mut parts) => {
+                for part in parts.iter_mut().filter(|_| late) {
+                    part.shaped_mut().late = true;
+                }
+                Ok(Some((Some(change), parts)))
+            }
+            Err(error) => {
+                self.lot.refused(offset, Why::Failed(error.to_string())).await?;
+                Ok(None)
+            }
+        }
+    }
+
+    async fn send_again(&mut self, run: &Run) -> Result<Written> {
+        let mut progress = self.progress;
+        if self.sink.capabilities().transactional_progress {
+            progress.retry_seq += 1;
+            self.lot.intend(&offsets(&run.batch), progress.retry_seq).await?;
+        }
+        failpoint::reach("deliver::before_retry");
+        let written = self.sink.write(&run.batch, &progress).await?;
+        let written = match written {
+            // Nothing else is open, so an empty batch makes it durable.
+            Written::Until(durable) if durable <= self.progress.cursor => {
+                self.sink.write_nothing(&progress).await?
+            }
+            written => written,
+        };
+        failpoint::reach("deliver::after_retry");
+        self.progress.retry_seq = progress.retry_seq;
+        Ok(written)
+    }
+
+    async fn settle(&mut self, run: Run, written: Written) -> Result<()> {
+        let outcomes = match written {
+            Written::All => (0..run.batch.changes.len()).map(|_| Outcome::Durable).collect(),
+            Written::Each(outcomes) => outcomes,
+            Written::Until(_) => {
+                return Err(Error::retry(format!(
+                    "sink {} has not made a parked change durable yet",
+                    self.name
+                )));
+            }
+        };
+        let mut delivered = Vec::new();
+        let mut unknown = 0;
+        for (change, outcome) in run.batch.changes.iter().zip(outcomes) {
+            match outcome {
+                Outcome::Durable => delivered.push(change.offset),
+                Outcome::Unknown => unknown += 1,
+                Outcome::Refused(error) => {
+                    let one = Batch { changes: vec![change.clone()], position: None };
+                    let error = place(error, &one).to_string();
+                    self.lot.refused(change.offset, Why::Refused(error)).await?;
+                }
+            }
+        }
+        delivered.dedup();
+        self.stats.redelivered(delivered.len());
+        let nothing = delivered.is_empty() && unknown == run.batch.changes.len();
+        self.lot.delivered(&delivered).await?;
+        if self.sink.capabilities().transactional_progress {
+            self.catalog.advance(&self.name, &self.progress).await?;
+        }
+        if nothing {
+            return Err(Error::retry(format!(
+                "sink {} did not say what became of {unknown} parked changes",
+                self.name
+            )));
+        }
+        Ok(())
+    }
+
+    async fn settle_refused(&mut self, run: Run, error: String) -> Result<()> {
+        for offset in offsets(&run.batch) {
+            self.lot.refused(offset, Why::Refused(error.clone())).await?;
+        }
+        Ok(())
+    }
+}
+
+/// The offsets of a batch, each once.
+fn offsets(batch: &Batch) -> Vec<u64> {
+    let mut offsets: Vec<u64> = batch.changes.iter().map(|change| change.offset).collect();
+    offsets.dedup();
+    offsets
+}

@@ -1,0 +1,173 @@
+//! Writing a run: what is delivered moves the progress, what is refused is parked, and what nobody
+//! can say is written again.
+
+use super::{
+    delivery::Delivery,
+    run::{Run, whole},
+};
+use crate::{
+    change::{Batch, Change},
+    error::{Class, Error, Result},
+    failpoint,
+    parking::Why,
+    sink::{Outcome, Progress, Written},
+};
+
+impl Delivery<'_> {
+    /// Writes a run. Progress that passes what was parked is written down at once, also where the
+    /// rest of the run failed: it would be refused again, and counted as new.
+    pub(super) async fn write(&mut self, run: Run, cursor: u64) -> Result<()> {
+        self.parked_now = false;
+        let written = self.write_runs(run, cursor).await;
+        let due = self.parked_now || written.is_ok() && self.is_record_due();
+        let recorded = if due { self.record().await } else { Ok(()) };
+        written.and(recorded)
+    }
+
+    /// One that is refused as a whole is halved until the bad change stands alone, which is parked.
+    async fn write_runs(&mut self, run: Run, cursor: u64) -> Result<()> {
+        let mut runs = vec![run];
+        while let Some(run) = runs.pop() {
+            let mut run = self.hold_back(run).await?;
+            let next = runs.last().and_then(|run| run.batch.changes.first());
+            let end = next.map_or(cursor, |next| next.offset);
+            if run.is_empty() {
+                self.skip_to(end);
+                continue;
+            }
+            let progress = Progress { cursor: end, ..self.progress };
+            match self.sink.write(&run.batch, &progress).await {
+                Ok(Written::All) => self.pass(&run.batch, end, None).await?,
+                Ok(Written::Until(durable)) => {
+                    self.pass(&run.batch, durable, Some(end).filter(|end| *end > durable)).await?;
+                }
+                Ok(Written::Each(outcomes)) => {
+                    let rest = self.sort(run, outcomes, end).await?;
+                    runs.extend(rest);
+                }
+                Err(error) if error.class() == Class::Data && run.len() > 1 => {
+                    let second = run.split();
+                    runs.push(second);
+                    runs.push(run);
+                }
+                Err(error) if error.class() == Class::Data => {
+                    let error = place(error, &run.batch).to_string();
+                    self.refuse(run.into_units(), &error).await?;
+                    self.skip_to(end);
+                }
+                Err(error) => return Err(place(error, &run.batch)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Parks what has to wait behind a change that an earlier part of the same batch left parked.
+    async fn hold_back(&mut self, run: Run) -> Result<Run> {
+        if self.lot.is_idle() {
+            return Ok(run);
+        }
+        let mut kept = Run::default();
+        kept.batch.position = run.batch.position;
+        for unit in run.into_units() {
+            let first = unit.0.as_ref().or(unit.1.first());
+            match first.map(Change::keys) {
+                Some(keys) if self.lot.blocks(&keys) => {
+                    if let Some(change) = whole(unit) {
+                        kept.close_transaction_of(&change);
+                        self.lot.park(change, Why::Behind)?;
+                    }
+                }
+                _ => kept.push_unit(unit),
+            }
+        }
+        self.lot.save().await?;
+        Ok(kept)
+    }
+
+    /// Parks what was refused; durable before any progress passes it.
+    async fn refuse(
+        &mut self,
+        units: Vec<(Option<Change>, Vec<Change>)>,
+        error: &str,
+    ) -> Result<()> {
+        for change in units.into_iter().filter_map(whole) {
+            self.lot.park(change, Why::Refused(error.to_owned()))?;
+            self.stats.park();
+        }
+        self.parked_now = true;
+        failpoint::reach("deliver::before_park");
+        self.lot.save().await?;
+        failpoint::reach("deliver::after_park");
+        self.show_lot();
+        Ok(())
+    }
+
+    /// Deals with single outcomes: moves the progress to the first change that nobody can say of,
+    /// parks the refused ones, and gives back what is to be written again.
+    async fn sort(&mut self, run: Run, outcomes: Vec<Outcome>, end: u64) -> Result<Option<Run>> {
+        let (asked, told) = (run.batch.changes.len(), outcomes.len());
+        if told != asked {
+            let name = &self.name;
+            return Err(Error::bug(format!("sink {name} told {told} outcomes of {asked} changes")));
+        }
+        let units = run.len();
+        let judged = judge(&run, outcomes);
+        let (mut delivered, mut rest) = (Batch::default(), Run::default());
+        for (unit, verdict) in run.into_units().into_iter().zip(judged) {
+            match verdict {
+                Outcome::Durable => delivered.changes.extend(unit.1),
+                Outcome::Unknown => rest.push_unit(unit),
+                Outcome::Refused(error) => {
+                    let error = place(error, &Batch { changes: unit.1.clone(), position: None });
+                    self.refuse(vec![unit], &error.to_string()).await?;
+                }
+            }
+        }
+        let open = rest.batch.changes.first().map(|change| change.offset);
+        self.pass(&delivered, open.unwrap_or(end), None).await?;
+        if rest.len() == units {
+            return Err(Error::retry(format!(
+                "sink {} did not say what became of {units} changes",
+                self.name
+            )));
+        }
+        Ok(Some(rest).filter(|rest| !rest.is_empty()))
+    }
+
+    /// Counts a delivered run and moves the progress to `cursor`; what is `taken` beyond it is not
+    /// durable yet.
+    async fn pass(&mut self, batch: &Batch, cursor: u64, taken: Option<u64>) -> Result<()> {
+        self.progress.cursor = cursor.max(self.progress.cursor);
+        self.taken = taken;
+        self.written = self.progress.cursor;
+        self.stats.delivered(batch, self.progress.cursor);
+        if self.sink.capabilities().transactional_progress || taken.is_some() {
+            return Ok(());
+        }
+        self.record().await
+    }
+}
+
+/// One verdict for each unit: refused when one of its parts is, else unknown when one is.
+fn judge(run: &Run, outcomes: Vec<Outcome>) -> Vec<Outcome> {
+    let mut outcomes = outcomes.into_iter();
+    let mut of_unit = |parts: usize| {
+        let mut verdict = Outcome::Durable;
+        for outcome in outcomes.by_ref().take(parts) {
+            match (&verdict, &outcome) {
+                (Outcome::Refused(_), _) | (_, Outcome::Durable) => {}
+                _ => verdict = outcome,
+            }
+        }
+        verdict
+    };
+    run.lengths().map(&mut of_unit).collect()
+}
+
+/// Says which change a refusal is about.
+pub(super) fn place(error: Error, batch: &Batch) -> Error {
+    let Some(change) = batch.changes.first() else { return error };
+    let table = change.table.as_ref().map_or_else(|| "a message".to_owned(), |t| t.full_name());
+    let what = format!("{} of {table} at offset {}", change.op.word(), change.offset);
+    error.context(format!("while delivering {what}"))
+}
