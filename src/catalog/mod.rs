@@ -12,7 +12,7 @@ use sqlx::{Row, sqlite::SqlitePool};
 use uuid::Uuid;
 
 pub use self::progress::reconcile;
-use self::sqlite::{integer, unsigned};
+use self::sqlite::{Named, integer, unsigned};
 use crate::{
     change::Timestamp,
     error::{Error, Result},
@@ -23,7 +23,7 @@ use crate::{
 pub const FILE: &str = "catalog.sqlite";
 
 /// What errors call it.
-const WHAT: &str = "the catalog";
+const NAMED: Named = Named { what: "the catalog", setting: "data_dir" };
 
 /// The steps of the schema; only ever added to.
 const MIGRATIONS: [&str; 2] = [include_str!("0001_sinks.sql"), include_str!("0002_control.sql")];
@@ -92,14 +92,14 @@ pub struct LostRange {
 impl Catalog {
     /// Opens or creates the catalog in `data_dir` and brings its schema up to date.
     pub async fn open(data_dir: &Path) -> Result<Self> {
-        let pool = sqlite::open(&data_dir.join(FILE), WHAT, &MIGRATIONS).await?;
+        let pool = sqlite::open(&data_dir.join(FILE), NAMED, &MIGRATIONS).await?;
         Ok(Self { pool })
     }
 
     /// Opens the catalog in `data_dir` without changing it; `None` where there is none. It may
     /// be in use by a running Walrace.
     pub async fn inspect(data_dir: &Path) -> Result<Option<Self>> {
-        let pool = sqlite::inspect(&data_dir.join(FILE), WHAT, &MIGRATIONS).await?;
+        let pool = sqlite::inspect(&data_dir.join(FILE), NAMED, &MIGRATIONS).await?;
         Ok(pool.map(|pool| Self { pool }))
     }
 
@@ -417,7 +417,7 @@ fn registered(row: &sqlx::sqlite::SqliteRow) -> sqlx::Result<Registered> {
 }
 
 fn failed(action: &str, object: &str, error: sqlx::Error) -> Error {
-    sqlite::failed(WHAT, action, object, error)
+    sqlite::failed(NAMED, action, object, error)
 }
 
 #[cfg(test)]

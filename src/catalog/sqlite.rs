@@ -12,9 +12,24 @@ use sqlx::{
 
 use crate::error::{Class, Classify, Error, Result, ResultExt};
 
+/// How a file is called in errors.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Named {
+    /// Such as `the catalog`.
+    pub(crate) what: &'static str,
+    /// The setting that names its directory.
+    pub(crate) setting: &'static str,
+}
+
+impl Named {
+    fn full(self, error: Error) -> Error {
+        error.remedy(format!("free space on the volume of {}", self.setting))
+    }
+}
+
 /// Opens or creates the file, in WAL mode with `synchronous = FULL`: a call that returned has
-/// survived a power loss. Applies each of `steps` that it has not seen; `what` names it in errors.
-pub(crate) async fn open(path: &Path, what: &str, steps: &[&str]) -> Result<SqlitePool> {
+/// survived a power loss. Applies each of `steps` that it has not seen.
+pub(crate) async fn open(path: &Path, named: Named, steps: &[&str]) -> Result<SqlitePool> {
     let options = SqliteConnectOptions::new()
         .filename(path)
         .create_if_missing(true)
@@ -25,26 +40,30 @@ pub(crate) async fn open(path: &Path, what: &str, steps: &[&str]) -> Result<Sqli
         .max_connections(1) // one writer; readers of these files are few and short
         .connect_with(options)
         .await
-        .map_err(|error| unopened(path, what, error))?;
-    migrate(&pool, what, steps)
+        .map_err(|error| unopened(path, named, error))?;
+    migrate(&pool, named, steps)
         .await
-        .context(|| format!("cannot open {what} {}", path.display()))?;
+        .context(|| format!("cannot open {} {}", named.what, path.display()))?;
     Ok(pool)
 }
 
 /// Opens the file without changing it; `None` where there is none. It may be in use.
-pub(crate) async fn inspect(path: &Path, what: &str, steps: &[&str]) -> Result<Option<SqlitePool>> {
+pub(crate) async fn inspect(
+    path: &Path,
+    named: Named,
+    steps: &[&str],
+) -> Result<Option<SqlitePool>> {
     if !path.exists() {
         return Ok(None);
     }
     let options = SqliteConnectOptions::new().filename(path).read_only(true);
-    let open = || format!("cannot read {what} {}", path.display());
+    let open = || format!("cannot read {} {}", named.what, path.display());
     let pool = SqlitePoolOptions::new()
         .max_connections(1)
         .connect_with(options)
         .await
         .class(Class::Config, open)?;
-    match version(&pool, what).await.context(open)? {
+    match version(&pool, named).await.context(open)? {
         version if version == steps.len() => Ok(Some(pool)),
         version => Err(Error::config(format!(
             "{}: its schema is version {version}, and this walrace knows {}",
@@ -55,17 +74,17 @@ pub(crate) async fn inspect(path: &Path, what: &str, steps: &[&str]) -> Result<O
     }
 }
 
-async fn version(pool: &SqlitePool, what: &str) -> Result<usize> {
-    let failed = |error| failed(what, "read the version of", "the schema", error);
+async fn version(pool: &SqlitePool, named: Named) -> Result<usize> {
+    let failed = |error| failed(named, "read the version of", "the schema", error);
     let row = sqlx::query("PRAGMA user_version").fetch_one(pool).await.map_err(failed)?;
     let version: i64 = row.try_get(0).map_err(failed)?;
     Ok(usize::try_from(version).unwrap_or(usize::MAX))
 }
 
 /// Applies each step that the file has not seen, in a transaction of its own.
-async fn migrate(pool: &SqlitePool, what: &str, steps: &[&str]) -> Result<()> {
-    let failed = |error| failed(what, "bring up to date", "the schema", error);
-    let version = version(pool, what).await?;
+async fn migrate(pool: &SqlitePool, named: Named, steps: &[&str]) -> Result<()> {
+    let failed = |error| failed(named, "bring up to date", "the schema", error);
+    let version = version(pool, named).await?;
     if version > steps.len() {
         return Err(Error::config(format!(
             "its schema is version {version}, and this walrace knows {}",
@@ -86,27 +105,25 @@ const IO_ERROR: i32 = 10;
 const FULL: i32 = 13;
 const IO_ERROR_SHARED_MEMORY_SIZE: i32 = 4874;
 
-const FULL_REMEDY: &str = "free space on its volume";
-
 fn code_of(error: &sqlx::Error) -> i32 {
     let code = error.as_database_error().and_then(|error| error.code()).unwrap_or_default();
     code.parse().unwrap_or_default()
 }
 
 /// A start on a full disk finds no room for the file that SQLite's readers share.
-fn unopened(path: &Path, what: &str, error: sqlx::Error) -> Error {
-    let path = path.display();
+fn unopened(path: &Path, named: Named, error: sqlx::Error) -> Error {
+    let (path, what) = (path.display(), named.what);
     let code = code_of(&error);
     if code == IO_ERROR_SHARED_MEMORY_SIZE || code & 0xFF == FULL {
-        return Error::retry(format!("cannot open {what} {path}: its disk is full"))
-            .caused_by(error)
-            .remedy(FULL_REMEDY);
+        let error =
+            Error::retry(format!("cannot open {what} {path}: its disk is full")).caused_by(error);
+        return named.full(error);
     }
     Error::config(format!("cannot open {what} {path}")).caused_by(error)
 }
 
 /// Busy, slow and full files heal; anything else means that the file is not what we wrote.
-pub(crate) fn failed(what: &str, action: &str, object: &str, error: sqlx::Error) -> Error {
+pub(crate) fn failed(named: Named, action: &str, object: &str, error: sqlx::Error) -> Error {
     let primary = code_of(&error) & 0xFF;
     let slow = matches!(error, sqlx::Error::PoolTimedOut | sqlx::Error::Io(_));
     let class = match primary {
@@ -114,11 +131,9 @@ pub(crate) fn failed(what: &str, action: &str, object: &str, error: sqlx::Error)
         _ if slow => Class::Retry,
         _ => Class::Damaged,
     };
+    let what = named.what;
     let error = Error::new(class, format!("cannot {action} {object} in {what}")).caused_by(error);
-    match primary {
-        FULL => error.remedy(FULL_REMEDY),
-        _ => error,
-    }
+    if primary == FULL { named.full(error) } else { error }
 }
 
 /// SQLite's integers are signed; offsets stay below 2^53.

@@ -157,8 +157,8 @@ pub enum WithoutIdentity {
 pub struct Journal {
     /// Changes older than this may go once every sink has them, in milliseconds.
     pub age_ms_max: u64,
-    /// The journal may take this much disk; beyond it the sink farthest behind is released. 0: no
-    /// limit but the disk.
+    /// The journal may take this much disk. Beyond it capture waits up to a minute for sinks that
+    /// are at work; then the sink farthest behind is released. 0: no limit but the disk.
     pub bytes_max: u64,
     /// A segment is closed at this size.
     #[schemars(range(min = 65_536))]

@@ -9,7 +9,8 @@ use crate::{
     error::{Error, Result},
 };
 
-/// A template, parsed. `{{` and `}}` are plain braces.
+/// A template, parsed. `{{` and `}}` are plain braces. A logical message has no table: its
+/// `{schema}` is `message` and its `{table}` the prefix.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Template {
     text: String,
@@ -70,8 +71,11 @@ impl Template {
         match field {
             Field::Source => out.push_str(&names.source),
             Field::Database => out.push_str(&names.database),
-            Field::Schema => out.push_str(&of_table()?.schema),
-            Field::Table => out.push_str(&of_table()?.name),
+            Field::Schema => out.push_str(table.map_or("message", |table| &table.schema)),
+            Field::Table => match (table, &change.message) {
+                (None, Some(message)) => out.push_str(&message.prefix),
+                _ => out.push_str(&of_table()?.name),
+            },
             Field::Op => out.push_str(change.op.word()),
             Field::Prefix => match &change.message {
                 Some(message) => out.push_str(&message.prefix),
@@ -202,7 +206,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        change::{Before, Op, Transaction},
+        change::{Before, Message, Op, Transaction},
         error::Class,
         schema::{Column, Identity, Table, Type},
     };
@@ -266,7 +270,10 @@ mod tests {
         change.after = Some(Row::from_values([Value::Null, Value::Null, Value::Null]));
         assert!(fails("{key}", &change).to_string().contains("id is null"));
         change.table = None;
-        assert!(fails("{table}", &change).to_string().contains("has no table"));
+        assert!(fails("{key}", &change).to_string().contains("has no table"));
+        let (prefix, content) = ("audit".to_owned(), bytes::Bytes::new());
+        change.message = Some(Arc::new(Message { prefix, content, transactional: true }));
+        assert_eq!(render("{source}.{schema}.{table}", &change).unwrap(), "app.message.audit");
     }
 
     #[test]

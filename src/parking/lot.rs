@@ -83,32 +83,29 @@ impl Lot {
         (cursor, retry_seq): (u64, u64),
     ) -> Result<Self> {
         let failed = |error| failed("read", sink, error);
-        let pool = &parking.pool;
-        sqlx::query("DELETE FROM parked WHERE sink = ? AND (offset >= ? OR retry_seq <= ?)")
-            .bind(sink)
-            .bind(integer(cursor))
-            .bind(integer(retry_seq))
-            .execute(pool)
-            .await
-            .map_err(failed)?;
-        sqlx::query("UPDATE parked SET retry_seq = NULL WHERE sink = ? AND retry_seq IS NOT NULL")
-            .bind(sink)
-            .execute(pool)
-            .await
-            .map_err(failed)?;
         let rows = sqlx::query(
-            "SELECT offset, state, room, keys, attempts, next_at, bytes, superseded
+            "SELECT offset, state, room, keys, attempts, next_at, bytes, superseded, retry_seq
              FROM parked WHERE sink = ?",
         )
         .bind(sink)
-        .fetch_all(pool)
+        .fetch_all(&parking.pool)
         .await
         .map_err(failed)?;
-        let mut index = Index::default();
+        let (mut index, mut gone, mut open) = (Index::default(), Vec::new(), Vec::new());
         for row in &rows {
             let (offset, entry) = entry(row, policy.hold).map_err(failed)?;
-            index.insert(offset, entry);
+            let sent: Option<i64> = row.try_get("retry_seq").map_err(failed)?;
+            match sent.map(unsigned) {
+                _ if offset >= cursor => gone.push(offset),
+                Some(sent) if sent <= retry_seq => gone.push(offset),
+                sent => {
+                    open.extend(sent.map(|_| offset));
+                    index.insert(offset, entry);
+                }
+            }
         }
+        // Nothing is written where nothing is to be: the disk may be full.
+        parking.tidy(sink, &gone, &open).await?;
         Ok(Self {
             sink: sink.to_owned(),
             parking: parking.clone(),

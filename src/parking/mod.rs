@@ -27,7 +27,7 @@ pub use self::{
     lot::{Lot, Policy, Why},
 };
 use crate::{
-    catalog::sqlite::{self, integer, unsigned},
+    catalog::sqlite::{self, Named, integer, unsigned},
     change::{Change, Timestamp},
     error::{Class, Classify, Error, Result},
 };
@@ -35,11 +35,11 @@ use crate::{
 /// The file's name within `dlq_path`.
 pub const FILE: &str = "dead-letters.sqlite";
 
-const WHAT: &str = "the dead letters";
+const NAMED: Named = Named { what: "the dead letters", setting: "dlq_path" };
 const STEPS: [&str; 1] = [include_str!("0001_parked.sql")];
 
 fn failed(action: &str, object: &str, error: sqlx::Error) -> Error {
-    sqlite::failed(WHAT, action, object, error)
+    sqlite::failed(NAMED, action, object, error)
 }
 
 /// The file of all sinks. Cheap to clone.
@@ -55,13 +55,13 @@ impl Parking {
         std::fs::create_dir_all(directory)
             .class(Class::Config, || format!("cannot create the directory of dead letters {shown}"))
             .map_err(|error| error.remedy("set dlq_path to a directory that can be written"))?;
-        let pool = sqlite::open(&directory.join(FILE), WHAT, &STEPS).await?;
+        let pool = sqlite::open(&directory.join(FILE), NAMED, &STEPS).await?;
         Ok(Self { pool })
     }
 
     /// Opens the file in `directory` without changing it; `None` where there is none.
     pub async fn inspect(directory: &Path) -> Result<Option<Self>> {
-        let pool = sqlite::inspect(&directory.join(FILE), WHAT, &STEPS).await?;
+        let pool = sqlite::inspect(&directory.join(FILE), NAMED, &STEPS).await?;
         Ok(pool.map(|pool| Self { pool }))
     }
 
@@ -140,6 +140,28 @@ impl Parking {
         .await
         .map_err(failed)?;
         if done.rows_affected() == 0 { Err(place.unknown()) } else { Ok(()) }
+    }
+
+    /// Removes the changes of `sink` that are `gone`, and forgets what was sent and not taken.
+    async fn tidy(&self, sink: &str, gone: &[u64], open: &[u64]) -> Result<()> {
+        let failed = |error| failed("tidy up", sink, error);
+        let removed = gone.iter().map(|offset| ("DELETE FROM parked", *offset));
+        let forgotten = open.iter().map(|offset| ("UPDATE parked SET retry_seq = NULL", *offset));
+        let deeds: Vec<_> = removed.chain(forgotten).collect();
+        if deeds.is_empty() {
+            return Ok(());
+        }
+        let mut transaction = self.pool.begin().await.map_err(failed)?;
+        for (sql, offset) in deeds {
+            let sql = format!("{sql} WHERE sink = ? AND offset = ?");
+            sqlx::query(sqlx::AssertSqlSafe(sql))
+                .bind(sink)
+                .bind(integer(offset))
+                .execute(&mut *transaction)
+                .await
+                .map_err(failed)?;
+        }
+        transaction.commit().await.map_err(failed)
     }
 
     /// How many changes of `sink` are parked, and how many of them are dead letters.

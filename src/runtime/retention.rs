@@ -4,6 +4,8 @@
 //! disk is short (DESIGN section 6): alarm; what every sink has goes although it is young; at
 //! `journal.bytes_max` the sinks that hold the oldest segment are released, unless one of them is
 //! `retain = "always"`; only then capture pauses. Below the reserve the journal refuses by itself.
+//! A sink that is at work and only behind for a moment is not released for that: capture waits for
+//! it, for as long as it moves and not longer than `CATCH_UP`.
 //! The slot is safe all the while: nothing is confirmed that is not in the journal.
 
 use std::{sync::Arc, time::Duration};
@@ -32,6 +34,12 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// An alarm sounds at this part of a limit, in percent, and again once it was below `CALM`.
 const ALARM: u64 = 80;
 const CALM: u64 = 70;
+
+/// For so long capture waits for sinks that catch up, at one time.
+const CATCH_UP: Duration = Duration::from_secs(60);
+
+/// A sink that has not moved for so long does not catch up.
+const STILL: Duration = Duration::from_secs(2);
 
 /// However often a level rises and falls, its alarm is quiet for so long.
 const QUIET: Duration = Duration::from_secs(60);
@@ -63,6 +71,7 @@ struct Keeper<'a> {
     limits: &'a config::Journal,
     size: Alarm,
     volume: Alarm,
+    catching_up: Option<CatchingUp>,
     /// The last look failed: what it wanted waits for the next regular one.
     failed: bool,
 }
@@ -72,7 +81,7 @@ impl<'a> Keeper<'a> {
         let reads = |sink: &&Arc<Delivering>| sink.source() == source.name();
         let sinks = walrace.sinks.values().filter(reads).collect();
         let (size, volume) = (Alarm::default(), Alarm::default());
-        Self { source, sinks, limits, size, volume, failed: false }
+        Self { source, sinks, limits, size, volume, catching_up: None, failed: false }
     }
 
     async fn look(&mut self, due: bool) {
@@ -167,7 +176,7 @@ impl<'a> Keeper<'a> {
     }
 
     /// Brings the journal below its limit at the cost of the sinks, or pauses capture.
-    async fn shrink(&self) -> Result<()> {
+    async fn shrink(&mut self) -> Result<()> {
         while let Some(bytes) = self.over_limit() {
             let journal = &self.source.journal;
             // A transaction that is larger than the limit is kept whole: the reserve bounds it.
@@ -176,6 +185,12 @@ impl<'a> Keeper<'a> {
             let holders: Vec<_> = self.sinks.iter().filter(|sink| sink.lacks(to)).collect();
             if let Some(kept) = holders.iter().find(|sink| sink.retain() == Retain::Always) {
                 self.source.pause(Some(self.no_release(bytes, kept.name())));
+                return Ok(());
+            }
+            if let Some(slow) = holders.first()
+                && CatchingUp::goes_on(&mut self.catching_up, &holders)
+            {
+                self.source.pause(Some(self.waits_for(bytes, slow.name())));
                 return Ok(());
             }
             for sink in &holders {
@@ -188,6 +203,9 @@ impl<'a> Keeper<'a> {
             }
         }
         self.source.pause(None);
+        if self.over_limit().is_none() {
+            self.catching_up = None;
+        }
         Ok(())
     }
 
@@ -195,6 +213,17 @@ impl<'a> Keeper<'a> {
     fn hurry(&self) {
         for sink in &self.sinks {
             sink.hurry();
+        }
+    }
+
+    fn waits_for(&self, bytes: u64, sink: &str) -> Pause {
+        let max = self.limits.bytes_max;
+        Pause {
+            reason: format!(
+                "the journal takes {bytes} bytes, journal.bytes_max is {max}, and capture waits \
+                 for sink {sink}, which is at work and catches up"
+            ),
+            remedy: "capture goes on by itself; raise journal.bytes_max if it happens often".into(),
         }
     }
 
@@ -210,6 +239,27 @@ impl<'a> Keeper<'a> {
                  by itself"
             ),
         }
+    }
+}
+
+/// Sinks that hold the journal at its limit and are at work.
+#[derive(Debug)]
+struct CatchingUp {
+    since: Instant,
+    moved: Instant,
+    cursors: u64,
+}
+
+impl CatchingUp {
+    /// Whether each of `holders` runs, and one has moved lately.
+    fn goes_on(current: &mut Option<Self>, holders: &[&&Arc<Delivering>]) -> bool {
+        let (now, cursors) = (Instant::now(), holders.iter().map(|sink| sink.cursor()).sum());
+        let state = current.get_or_insert(Self { since: now, moved: now, cursors });
+        if cursors != state.cursors {
+            (state.cursors, state.moved) = (cursors, now);
+        }
+        let patient = now < state.since + CATCH_UP && now < state.moved + STILL;
+        patient && holders.iter().all(|sink| sink.is_running())
     }
 }
 

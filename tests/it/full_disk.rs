@@ -295,6 +295,19 @@ async fn at_the_limit_a_sink_that_is_down_is_released_and_the_others_get_everyth
 }
 
 #[tokio::test]
+async fn a_sink_at_work_that_is_only_behind_is_waited_for_and_loses_nothing() {
+    // One request a change: far slower than what comes.
+    let hook = "batch_changes_max = 1";
+    let mut scene = Scene::set(None, "reserve_bytes = 0\nbytes_max = 3000000", hook).await;
+    scene.load_with_file(8).await;
+    let last = scene.rows - 1;
+    let hooked = scene.hook.wait_until(|seen| ids(seen).last() == Some(&last)).await;
+    assert_eq!(ids(&hooked), (0..scene.rows).collect::<Vec<_>>());
+    assert_eq!(scene.sink("hook").await["lost_changes"], 0);
+    assert!(scene.server.log().contains("which is at work and catches up"));
+}
+
+#[tokio::test]
 async fn a_sink_that_is_always_retained_is_not_released_and_capture_pauses_instead() {
     let journal = format!("{}\nbytes_max = 4000000", reserve());
     let mut config = config(&journal, "retain = \"always\"");
@@ -453,7 +466,7 @@ async fn alarms_sound_once_before_either_limit_and_rules_can_compare() {
 #[tokio::test]
 async fn a_sink_that_stopped_holds_the_journal_up_to_its_limit() {
     let mut scene = Scene::set(Some("data"), "reserve_bytes = 0\nbytes_max = 4000000", "").await;
-    scene.hook.always(Answer::Refuse(422));
+    scene.hook.always(Answer::Refuse(401));
     scene.load(2).await;
     scene.wait_for_sink("hook", |sink| sink["state"] == "stopped").await;
     assert_eq!(scene.sink("hook").await["lost_changes"], 0);

@@ -94,8 +94,10 @@ async fn a_target_that_was_put_back_is_filled_again() {
     cluster.sql("insert into t values (20)").await;
     let seen = file.wait_until(PATIENCE, |seen| seen.len() >= 21).await;
     assert_eq!(offsets(&seen), (0..21).collect::<Vec<_>>());
-    let sidecar = fs::read_to_string(server.path("lake.jsonl.walrace")).unwrap();
-    assert!(sidecar.contains("\"epoch\":2"), "what falls is a new epoch: {sidecar}");
+    // It is written after the line that was waited for.
+    let sidecar = || fs::read_to_string(server.path("lake.jsonl.walrace")).unwrap();
+    let new_epoch = async || sidecar().contains("\"epoch\":2").then_some(());
+    wait_for(PATIENCE, new_epoch, || format!("what falls is a new epoch: {}", sidecar())).await;
     let recorded = async || (sink(&server, "lake").await?["recorded"] == 21).then_some(());
     wait_for(PATIENCE, recorded, || "the progress is not recorded".to_owned()).await;
 }

@@ -397,6 +397,16 @@ impl Delivering {
         has < to
     }
 
+    /// Whether it is at work.
+    pub(super) fn is_running(&self) -> bool {
+        self.part.state().0.is_running()
+    }
+
+    /// The offset after the last change that its target has.
+    pub(super) fn cursor(&self) -> u64 {
+        self.stats.cursor()
+    }
+
     pub(super) fn name(&self) -> &str {
         &self.name
     }

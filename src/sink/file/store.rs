@@ -154,6 +154,14 @@ impl Store {
 
     fn append_data(&self, open: &Open, bytes: &[u8]) -> Result<()> {
         let mut at = open.state.length;
+        let found = open.data.len().unwrap_or(at);
+        if found != at {
+            return Err(Error::retry(format!(
+                "{} has {found} bytes where this sink left {at}: another process writes to it",
+                self.path.display()
+            ))
+            .remedy("let one sink of one walrace write to it"));
+        }
         for piece in bytes.chunks(PIECE_BYTES) {
             if let Err(cause) = open.data.write_all_at(piece, at) {
                 return Err(self.cut_back(open, cause));

@@ -41,6 +41,21 @@ impl State {
         self.0.get(table).is_some_and(|rows| rows.contains_key(key))
     }
 
+    /// The tables of `names` alone; `*` stands for all.
+    pub(crate) fn only(mut self, names: &[&str]) -> Self {
+        if !names.contains(&"*") {
+            self.0.retain(|table, _| names.contains(&table.as_str()));
+        }
+        self
+    }
+
+    /// Fails with the rows that are in one of them alone.
+    #[track_caller]
+    pub(crate) fn assert_equal(&self, other: &Self) {
+        let (more, less) = (self.minus(other), other.minus(self));
+        assert!(more.is_empty() && less.is_empty(), "only here: {more:#?}\nlacking: {less:#?}");
+    }
+
     pub(crate) fn count(&self, table: &str) -> usize {
         self.0.get(table).map_or(0, |rows| rows.values().map(Vec::len).sum())
     }

@@ -12,10 +12,11 @@ use walrace::{
     sink::{self, Context, Outcome, Progress, Sink, Written},
 };
 
+mod conformance;
 mod custom;
+mod plain;
 mod queue;
 mod receiver;
-#[expect(dead_code, reason = "the conformance suite is made of it")]
 pub(crate) mod target;
 mod webhook;
 

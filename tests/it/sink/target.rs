@@ -27,6 +27,16 @@ pub(crate) trait Target: Send {
     /// `{"table": ..., "row": {...}}` for each row or document.
     async fn content(&mut self) -> Vec<Json>;
 
+    /// The tables of the ledger that it can take: those with a key, for a target that needs one.
+    fn tables(&self) -> &'static [&'static str] {
+        &["*"]
+    }
+
+    /// Its own steps at which the process is killed, such as `kafka::after_produce:2`.
+    fn failpoints(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// A change like `change` that this target refuses (too large, of a wrong type); `None` where
     /// it takes everything.
     fn refused(&self, change: Change) -> Option<Change> {
