@@ -15,7 +15,7 @@ use walrace::{
 mod custom;
 mod queue;
 mod receiver;
-#[expect(dead_code, reason = "the conformance suite is made of it")]
+mod redis;
 pub(crate) mod target;
 mod webhook;
 
