@@ -11,7 +11,7 @@ use super::{Server, VALUE_BYTES_MAX, check_size};
 use crate::{
     change::{Batch, Change},
     config::{self, Format, Globs, RedisPubsubPayload},
-    error::{Class, Classify, Result, ResultExt},
+    error::{Class, Classify, Error, Result, ResultExt},
     failpoint,
     format::{Encoder, Template},
     sink::{Capabilities, Context, Progress, Sink, With, Written},
@@ -59,6 +59,10 @@ impl Pubsub {
         let mut channels: Vec<_> = options.channels.iter().collect();
         channels.sort_by_key(|(glob, _)| (glob.contains(['*', '?']), Reverse(glob.len())));
         let parse = |(glob, template): (&String, &String)| {
+            if glob.is_empty() || glob.starts_with('!') {
+                return Err(Error::config(format!("`channels` names no table by `{glob}`"))
+                    .remedy("such as \"orders\", \"public.orders\" or \"audit.*\""));
+            }
             let qualified = if glob.contains('.') { glob.clone() } else { format!("*.{glob}") };
             let template = template.parse().context(|| format!("in `channels` of `{glob}`"))?;
             Ok((Globs::new(&[qualified]), template))

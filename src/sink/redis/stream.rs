@@ -70,11 +70,16 @@ impl Stream {
             Some(key) => key.clone(),
             None => format!("walrace:progress:{name}"),
         };
+        let stream: Template = options.stream.parse()?;
+        if stream.as_str().is_empty() || stream.as_str() == progress_key {
+            return Err(Error::config(format!("`stream` cannot be `{stream}`"))
+                .remedy("give the stream a name, another than the progress has"));
+        }
         Ok(Self {
             server: Server::new(&options.url, options.tls_ca.as_ref(), options.timeout_ms)?,
             shape: Shape::of(format, encoder.content_type()),
             encoder,
-            stream: options.stream.parse()?,
+            stream,
             maxlen: options.maxlen,
             entry_bytes_max: options.entry_bytes_max.min(super::VALUE_BYTES_MAX),
             progress_key,

@@ -27,7 +27,13 @@ fn what_is_wrong_without_a_server_is_said_at_once_and_no_password_is_shown() {
         (json!({"kind": "redis_stream", "url": url, "tls_ca": "/ca.pem"}), "rediss://"),
         (json!({"kind": "redis_stream", "url": url, "stream": "{tabel}"}), "`tabel`"),
         (json!({"kind": "redis_stream", "url": url, "progress_key": ""}), "progress_key"),
+        (json!({"kind": "redis_stream", "url": url, "stream": ""}), "`stream`"),
+        (
+            json!({"kind": "redis_stream", "url": url, "stream": "walrace:progress:test"}),
+            "`stream`",
+        ),
         (json!({"kind": "redis_pubsub", "url": url, "channel": "a{"}), "half"),
+        (json!({"kind": "redis_pubsub", "url": url, "channels": {"!t": "x"}}), "`!t`"),
         (json!({"kind": "redis_pubsub", "url": url, "channels": {"t": "{x}"}}), "`channels`"),
         (json!({"kind": "redis_string", "url": url, "key": "{x}"}), "`x`"),
         (

@@ -1,15 +1,17 @@
 //! The sinks of Redis, against a real server.
 
+use std::time::Duration;
+
 use serde_json::{Value as Json, json};
 use uuid::Uuid;
 use walrace::{
-    change::{Before, Change, Op, Row, Value},
+    change::{Batch, Before, Change, Op, Row, Value},
     error::Class,
     sink::{Progress, Sink},
 };
 
 use super::{batch, delivers, fails, open, truncate, write};
-use crate::kit::Redis;
+use crate::kit::{Redis, wait_for};
 
 mod pubsub;
 mod stream;
@@ -25,9 +27,8 @@ async fn opened(redis: &Redis, kind: &str, options: Json) -> Box<dyn Sink> {
 
 fn config(redis: &Redis, kind: &str, options: Json) -> Json {
     let mut config = json!({"kind": kind, "url": redis.url(), "timeout_ms": 5_000});
-    for (name, value) in options.as_object().unwrap() {
-        config[name] = value.clone();
-    }
+    let Json::Object(options) = options else { panic!("{options}") };
+    config.as_object_mut().unwrap().extend(options);
     config
 }
 
@@ -124,7 +125,7 @@ async fn a_write_that_is_cancelled_leaves_nothing_behind_that_the_next_one_could
     let all = batch(0..50);
     {
         let cancelled = write(&mut *sink, &all);
-        let limit = std::time::Duration::from_millis(50);
+        let limit = Duration::from_millis(50);
         assert!(tokio::time::timeout(limit, cancelled).await.is_err());
     }
     redis.resume();
@@ -148,12 +149,12 @@ async fn a_connection_that_was_given_up_is_closed_before_the_next_write() {
     for value in ["a", "b", "c"] {
         redis.pause();
         let insert = change(Op::Insert, Before::Nothing, Some(row("1", "old")));
-        let old = walrace::change::Batch { changes: vec![insert; 1000], position: None };
+        let old = Batch { changes: vec![insert; 1000], position: None };
         assert_eq!(fails(&mut *sink, &old).await.class(), Class::Retry);
         redis.resume();
         sink.open().await.unwrap();
         let insert = change(Op::Insert, Before::Nothing, Some(row("1", value)));
-        let new = walrace::change::Batch { changes: vec![insert], position: None };
+        let new = Batch { changes: vec![insert], position: None };
         delivers(&mut *sink, &new).await;
         let stored: String = redis.ask("GET t:1").await;
         assert_eq!(stored, format!(r#"{{"id":1,"v":"{value}"}}"#));
@@ -178,6 +179,67 @@ async fn tls_wants_the_authority_that_signed_the_certificate() {
         assert!(error.to_string().contains("/nowhere.pem"), "{error}");
     }
     assert_eq!(redis.ask::<u64>("XLEN walrace..public.t").await, 3);
+}
+
+#[tokio::test]
+async fn the_rights_that_the_documentation_names_are_enough() {
+    let redis = Redis::start().await;
+    for (kind, target, page) in [
+        (
+            "redis_stream",
+            json!({"stream": "walstream:events"}),
+            include_str!("../../../../docs/sinks/redis_stream.md"),
+        ),
+        (
+            "redis_pubsub",
+            json!({"channel": "cdc:{table}"}),
+            include_str!("../../../../docs/sinks/redis_pubsub.md"),
+        ),
+        (
+            "redis_string",
+            json!({"key": "users:{table}:{key}", "on_truncate": "scan"}),
+            include_str!("../../../../docs/sinks/redis_string.md"),
+        ),
+    ] {
+        let rule = page.split("`ACL SETUSER ").nth(1).unwrap().split('`').next().unwrap();
+        let rule = rule.split_once(' ').unwrap().1;
+        for (user, dropped) in [("whole", ""), ("least", " +client|info +client|kill")] {
+            assert!(rule.contains(dropped), "{rule}");
+            let rule = rule.replace(dropped, "");
+            redis.ask::<()>(&format!("ACL SETUSER {user} reset {rule}")).await;
+            let mut options = target.clone();
+            options["url"] = json!(redis.url_of(&format!("{user}:password")));
+            options["progress_key"] = json!(format!("walrace:progress:{user}"));
+            if kind != "redis_stream" {
+                options.as_object_mut().unwrap().remove("progress_key");
+            }
+            let mut sink = opened(&redis, kind, options).await;
+            let mut batch = batch(0..3);
+            batch.changes.push(truncate(2));
+            delivers(&mut *sink, &batch).await;
+            sink.open().await.unwrap();
+            delivers(&mut *sink, &batch).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn of_a_cluster_one_slot_is_written_and_more_are_refused_with_what_to_do() {
+    let redis = Redis::with(false, "cluster-enabled yes").await;
+    redis.ask::<()>("CLUSTER ADDSLOTSRANGE 0 16383").await;
+    let up = async || {
+        let info: String = redis.ask("CLUSTER INFO").await;
+        info.contains("cluster_state:ok").then_some(())
+    };
+    wait_for(Duration::from_secs(30), up, || "the cluster is not up".into()).await;
+    let mut sink = opened(&redis, "redis_stream", json!({})).await;
+    let error = fails(&mut *sink, &batch(0..1)).await;
+    assert_eq!(error.class(), Class::Config, "{error}");
+    assert!(error.remedy_text().unwrap().contains("hash tag"), "{error}");
+    let options = json!({"stream": "{{walrace}}:{table}", "progress_key": "{walrace}:progress"});
+    let mut sink = opened(&redis, "redis_stream", options).await;
+    delivers(&mut *sink, &batch(0..3)).await;
+    assert_eq!(stream::offsets(&redis, "{walrace}:t").await, [0, 1, 2]);
 }
 
 #[test]
