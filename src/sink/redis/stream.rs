@@ -164,7 +164,10 @@ impl Stream {
         let name = self.server.name();
         match text(0).as_str() {
             "ok" => Ok(()),
-            "stale" if text(1).is_empty() => Err(self.overtaken("nothing")),
+            "stale" if text(1).is_empty() => {
+                let key = &self.progress_key;
+                Err(Error::retry(format!("{name} has lost the progress of this sink in `{key}`")))
+            }
             "stale" => Err(self.overtaken(&text(1))),
             "type" => Err(wrong_type(name, &text(1), &text(2))),
             other => Err(Error::bug(format!("a script of ours answered `{other}` at {name}"))),

@@ -106,7 +106,7 @@ impl Strings {
             },
         };
         let key = self.key(change)?;
-        if let Some(old) = self.old_key(change)?
+        if let Some(old) = self.old_key(change)
             && old != key
         {
             commands.cmd("DEL").arg(old);
@@ -154,15 +154,14 @@ impl Strings {
         }
     }
 
-    /// The key of the row before an update, as far as the change tells; one that an update of other
-    /// columns left alone is the same as the new one.
-    fn old_key(&self, change: &Change) -> Result<Option<String>> {
+    /// The key of the row before an update, as far as the change tells it.
+    fn old_key(&self, change: &Change) -> Option<String> {
         let is_known = change.op == Op::Update && change.before != Before::Nothing;
         if !is_known || change.route().is_some() {
-            return Ok(None);
+            return None;
         }
-        let old = Change { op: Op::Update, after: None, ..change.clone() };
-        self.key.render(&old, &self.context.names).map(Some).map_err(whole_rows)
+        let old = Change { after: None, ..change.clone() };
+        self.key.render(&old, &self.context.names).ok()
     }
 
     /// Deletes in rounds, so that neither side is busy with it for long.
@@ -172,6 +171,7 @@ impl Strings {
         loop {
             let mut scan = cmd("SCAN");
             scan.arg(cursor).arg("MATCH").arg(&pattern).arg("COUNT").arg(SCAN_KEYS);
+            scan.arg("TYPE").arg("string"); // whatever else begins so is not of this sink
             let (next, keys): (u64, Vec<Vec<u8>>) = self.server.ask(&scan).await?;
             if !keys.is_empty() {
                 let _: i64 = self.server.ask(cmd("DEL").arg(keys)).await?;

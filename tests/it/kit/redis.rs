@@ -14,6 +14,9 @@ use super::{cluster::free_port, scratch::Scratch, wait::tail};
 
 const START_LIMIT: Duration = Duration::from_secs(30);
 
+/// Its folder with the append-only file.
+const DATA: &str = "appendonlydir";
+
 /// What every server begins with: one user with a password, and each write synced. The user
 /// `default` keeps its rights although nobody can log in as it: Redis 7.0 reads the transactions of
 /// its append-only file with them, and leaves out what they do not allow.
@@ -109,6 +112,22 @@ impl Redis {
         self.scratch.forget("redis");
     }
 
+    /// Copies the data of the server, to put back.
+    pub(crate) fn snapshot(&self) -> PathBuf {
+        let copy = self.scratch.path().join("snapshot");
+        copy_folder(&self.scratch.path().join(DATA), &copy);
+        copy
+    }
+
+    /// Kills the server and puts it back to a snapshot, as a failover to a late replica does.
+    pub(crate) async fn restore(&mut self, snapshot: &Path) {
+        self.kill();
+        let data = self.scratch.path().join(DATA);
+        fs::remove_dir_all(&data).expect("the old data goes");
+        copy_folder(snapshot, &data);
+        self.up().await;
+    }
+
     /// Lets it hang: connections stay, and nothing is answered.
     pub(crate) fn pause(&self) {
         self.signal(Signal::STOP);
@@ -196,6 +215,11 @@ impl Drop for Redis {
         }
         self.kill();
     }
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg("-a").args([from, to]).status().expect("cp");
+    assert!(status.success(), "cp {} {}", from.display(), to.display());
 }
 
 /// An authority and a certificate for 127.0.0.1, made by openssl.

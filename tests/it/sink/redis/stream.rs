@@ -300,6 +300,42 @@ async fn a_server_without_memory_is_waited_for() {
 }
 
 #[tokio::test]
+async fn data_and_progress_fall_back_together() {
+    let mut redis = Redis::start().await;
+    let mut sink = opened(&redis, "redis_stream", json!({})).await;
+    delivers(&mut *sink, &batch(0..2)).await;
+    let snapshot = redis.snapshot();
+    delivers(&mut *sink, &batch(2..4)).await;
+    redis.restore(&snapshot).await;
+    assert_eq!(fails(&mut *sink, &batch(4..5)).await.class(), Class::Retry);
+    assert_eq!(sink.open().await.unwrap(), Some(progress(1, 2)));
+    assert_eq!(offsets(&redis, STREAM).await, [0, 1]);
+    sink.write(&batch(2..4), &progress(2, 4)).await.unwrap();
+    assert_eq!(offsets(&redis, STREAM).await, [0, 1, 2, 3]);
+    redis.ask::<()>("FLUSHALL").await;
+    let error = sink.write(&batch(4..5), &progress(2, 5)).await.unwrap_err();
+    assert_eq!(error.class(), Class::Retry, "{error}");
+    assert!(error.to_string().contains("has lost the progress"), "{error}");
+    assert_eq!(sink.open().await.unwrap(), None);
+    assert_eq!(redis.ask::<u64>("DBSIZE").await, 0);
+}
+
+#[tokio::test]
+async fn a_server_that_became_a_replica_is_waited_for() {
+    let redis = Redis::start().await;
+    for kind in ["redis_stream", "redis_string"] {
+        let mut sink = opened(&redis, kind, json!({})).await;
+        redis.ask::<()>("REPLICAOF 127.0.0.1 1").await;
+        let error = fails(&mut *sink, &batch(0..1)).await;
+        assert_eq!(error.class(), Class::Retry, "{error}");
+        assert!(error.to_string().contains("READONLY"), "{error}");
+        redis.ask::<()>("REPLICAOF NO ONE").await;
+        sink.open().await.unwrap();
+        delivers(&mut *sink, &batch(0..1)).await;
+    }
+}
+
+#[tokio::test]
 async fn a_script_that_the_server_forgot_is_loaded_again() {
     let redis = Redis::start().await;
     let mut sink = opened(&redis, "redis_stream", json!({})).await;

@@ -94,6 +94,16 @@ async fn an_update_of_the_key_leaves_no_old_one_behind() {
 }
 
 #[tokio::test]
+async fn an_update_that_does_not_tell_the_old_key_sets_the_new_one() {
+    let redis = Redis::start().await;
+    let mut sink = opened(&redis, "redis_string", json!({"key": "{key}:{record.v}"})).await;
+    let old = Before::Key(Row::from_values([Value::Text(b"1"), Value::Null]));
+    let moved = change(Op::Update, old, Some(row("2", "b")));
+    apply(&mut *sink, [insert("1", "a"), moved]).await;
+    assert_eq!(keys(&redis).await, ["1:a", "2:b"]);
+}
+
+#[tokio::test]
 async fn a_change_that_does_not_tell_its_key_or_whole_row_is_refused_with_what_mends_it() {
     let redis = Redis::start().await;
     let mut by_v = opened(&redis, "redis_string", json!({"key": "{record.v}"})).await;
@@ -120,16 +130,17 @@ async fn a_truncate_leaves_the_keys_or_deletes_those_of_its_table_in_its_turn() 
     apply(&mut *sink, [insert("1", "a"), truncate(1)]).await;
     assert_eq!(keys(&redis).await, ["t:1"]);
     redis.ask::<()>("MSET t2:1 other t other u[t]:1 other").await;
+    redis.ask::<()>("LPUSH t:list other").await;
     let mut sink = opened(&redis, "redis_string", json!({"on_truncate": "scan"})).await;
     let mut many = batch(0..3_000).changes;
     many.push(truncate(0));
     many.push(insert("5", "after"));
     apply(&mut *sink, many).await;
-    assert_eq!(keys(&redis).await, ["t", "t2:1", "t:5", "u[t]:1"]);
+    assert_eq!(keys(&redis).await, ["t", "t2:1", "t:5", "t:list", "u[t]:1"]);
 
     let options = json!({"key": "u[{table}]:{key}", "on_truncate": "scan", "on_delete": "ignore"});
     let mut sink = opened(&redis, "redis_string", options).await;
     redis.ask::<()>("SET ut:1 other").await;
     apply(&mut *sink, [delete("5"), truncate(0)]).await;
-    assert_eq!(keys(&redis).await, ["t", "t2:1", "t:5", "ut:1"]);
+    assert_eq!(keys(&redis).await, ["t", "t2:1", "t:5", "t:list", "ut:1"]);
 }
