@@ -2,20 +2,20 @@
 
 use std::{
     fs::{self, File},
+    io::Write,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
-use redis::{Client, Cmd, FromRedisValue, TlsCertificates, aio::MultiplexedConnection};
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, FromRedisValue, TlsCertificates, aio::MultiplexedConnection,
+};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::{cluster::free_port, scratch::Scratch, wait::tail};
 
 const START_LIMIT: Duration = Duration::from_secs(30);
-
-/// Its folder with the append-only file.
-const DATA: &str = "appendonlydir";
 
 /// What every server begins with: one user with a password, and each write synced. The user
 /// `default` keeps its rights although nobody can log in as it: Redis 7.0 reads the transactions of
@@ -76,6 +76,7 @@ impl Redis {
     /// Starts a stopped server and waits until it answers.
     pub(crate) async fn up(&mut self) {
         assert!(self.child.is_none(), "the server runs already");
+        self.mend();
         let log = File::options().create(true).append(true).open(self.log_path()).expect("a log");
         let child = Command::new("redis-server")
             .arg("redis.conf")
@@ -95,6 +96,27 @@ impl Redis {
         }
     }
 
+    /// Takes a transaction that a crash tore off the end of the append-only file. The server cuts
+    /// off only its last command, and executes the others together with the next transaction when
+    /// it is started once more (valkey-io/valkey#4342).
+    fn mend(&self) {
+        let manifest = self.data_dir().join("appendonly.aof.manifest");
+        if !manifest.exists() {
+            return;
+        }
+        let mut check = Command::new("redis-check-aof")
+            .arg("--fix")
+            .arg(manifest)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("redis-check-aof: run `scripts/install.sh test`");
+        let mut answer = check.stdin.take().expect("its input");
+        let _ = answer.write_all(b"y\n"); // it asks only where there is something to cut off
+        drop(answer);
+        assert!(check.wait().expect("its end").success(), "redis-check-aof");
+    }
+
     async fn answers(&mut self) -> bool {
         let ended = self.child.as_mut().and_then(|child| child.try_wait().expect("its state"));
         if let Some(code) = ended {
@@ -112,17 +134,22 @@ impl Redis {
         self.scratch.forget("redis");
     }
 
+    /// The folder of the append-only file.
+    pub(crate) fn data_dir(&self) -> PathBuf {
+        self.scratch.path().join("appendonlydir")
+    }
+
     /// Copies the data of the server, to put back.
     pub(crate) fn snapshot(&self) -> PathBuf {
         let copy = self.scratch.path().join("snapshot");
-        copy_folder(&self.scratch.path().join(DATA), &copy);
+        copy_folder(&self.data_dir(), &copy);
         copy
     }
 
     /// Kills the server and puts it back to a snapshot, as a failover to a late replica does.
     pub(crate) async fn restore(&mut self, snapshot: &Path) {
         self.kill();
-        let data = self.scratch.path().join(DATA);
+        let data = self.data_dir();
         fs::remove_dir_all(&data).expect("the old data goes");
         copy_folder(snapshot, &data);
         self.up().await;
@@ -165,7 +192,10 @@ impl Redis {
     }
 
     async fn try_connect(&self) -> redis::RedisResult<MultiplexedConnection> {
-        self.client().get_multiplexed_async_connection().await
+        let limits = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(START_LIMIT))
+            .set_response_timeout(Some(START_LIMIT));
+        self.client().get_multiplexed_async_connection_with_config(&limits).await
     }
 
     /// A client for connections of other kinds.

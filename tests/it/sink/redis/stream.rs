@@ -1,4 +1,5 @@
 use std::{
+    io::Write,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::Duration,
 };
@@ -318,6 +319,30 @@ async fn data_and_progress_fall_back_together() {
     assert!(error.to_string().contains("has lost the progress"), "{error}");
     assert_eq!(sink.open().await.unwrap(), None);
     assert_eq!(redis.ask::<u64>("DBSIZE").await, 0);
+}
+
+#[tokio::test]
+async fn a_transaction_that_a_crash_tore_is_not_brought_back() {
+    let mut redis = Redis::start().await;
+    let mut sink = opened(&redis, "redis_stream", json!({})).await;
+    delivers(&mut *sink, &batch(0..2)).await;
+    let entries = entries(&redis, STREAM).await;
+    let (time, _) = entries.last().unwrap().0.split_once('-').unwrap();
+    redis.kill();
+    let mut torn = redis::cmd("MULTI").get_packed_command();
+    let mut append = redis::cmd("XADD");
+    append.arg(STREAM).arg(format!("{time}-99")).arg("offset").arg(2);
+    torn.extend(append.get_packed_command());
+    torn.extend(b"*5\r\n$4\r\nXA");
+    let file = redis.data_dir().join("appendonly.aof.1.incr.aof");
+    let mut file = std::fs::File::options().append(true).open(file).unwrap();
+    file.write_all(&torn).unwrap();
+    redis.up().await;
+    assert_eq!(sink.open().await.unwrap(), Some(progress(1, 2)));
+    delivers(&mut *sink, &batch(2..4)).await;
+    redis.kill();
+    redis.up().await;
+    assert_eq!(offsets(&redis, STREAM).await, [0, 1, 2, 3]);
 }
 
 #[tokio::test]
