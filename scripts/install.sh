@@ -29,6 +29,7 @@ main() {
     if needs_servers "$what"; then
         for version in "${POSTGRES_VERSIONS[@]}"; do need_postgres "$version"; done
         need_promtool
+        need_redis
         need_cargo_tool cargo-nextest "$NEXTEST_VERSION"
     fi
     case "$what" in check | all) need_cargo_tool cargo-deny "$CARGO_DENY_VERSION" ;; esac
@@ -63,6 +64,7 @@ need_debian_packages() {
     if [ "$1" != demo ]; then command -v python3 >/dev/null || missing+=(python3); fi
     if needs_servers "$1"; then
         command -v openssl >/dev/null || missing+=(openssl)
+        command -v redis-server >/dev/null || missing+=(redis-tools)
         has_all_postgres_versions || command -v npm >/dev/null || missing+=(npm)
     fi
     [ ${#missing[@]} = 0 ] || install_debian_packages "${missing[@]}"
@@ -159,6 +161,16 @@ need_promtool() {
     mkdir -p "$WALRACE_CACHE/tools/bin"
     mv "$scratch/unpacked/usr/bin/promtool" "$WALRACE_CACHE/tools/bin/promtool"
     rm -rf "$scratch"
+}
+
+# Debian's package redis-server would start a server and enable it; the program itself is in
+# redis-tools, under another of its names.
+need_redis() {
+    command -v redis-server >/dev/null && return
+    [ -x /usr/bin/redis-check-rdb ] ||
+        fail "redis-server is missing: install Redis 6.2 or newer, then run this again"
+    mkdir -p "$WALRACE_CACHE/tools/bin"
+    ln -s /usr/bin/redis-check-rdb "$WALRACE_CACHE/tools/bin/redis-server"
 }
 
 need_cargo_tool() {

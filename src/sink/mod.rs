@@ -29,6 +29,7 @@ mod custom;
 mod file;
 mod http;
 mod queue;
+mod redis;
 mod signature;
 mod stats;
 mod stdout;

@@ -6,6 +6,7 @@
 //! - [`FileRecorder`]: what the file sink wrote.
 //! - [`Proxy`]: a TCP connection that slows, stalls and breaks.
 //! - [`Ledger`]: a random workload whose outcome can be checked, row for row.
+//! - [`Redis`]: a real Redis, with a login or TLS.
 //! - [`SmallDisk`]: a file system of a few MiB.
 //! - [`Scratch`]: a folder that takes the processes started in it along when it goes.
 #![allow(dead_code, unused_imports, reason = "not every test takes every tool")]
@@ -15,6 +16,7 @@ mod ledger;
 pub(crate) mod power_cut;
 mod proxy;
 mod recorder;
+mod redis;
 mod replay;
 mod scratch;
 mod server;
@@ -28,6 +30,7 @@ pub(crate) use cluster::{Cluster, Session, Setup, Snapshot, Stop};
 pub(crate) use ledger::{Ledger, Load, Pace};
 pub(crate) use proxy::Proxy;
 pub(crate) use recorder::{Answer, FileRecorder, Recorder, Request};
+pub(crate) use redis::Redis;
 pub(crate) use replay::{Delivery, Report, State, check};
 pub(crate) use scratch::Scratch;
 pub(crate) use server::{Server, http_client, source_toml};

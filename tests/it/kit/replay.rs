@@ -49,6 +49,12 @@ impl State {
         self
     }
 
+    /// Every table but `name`.
+    pub(crate) fn without(mut self, name: &str) -> Self {
+        self.0.remove(name);
+        self
+    }
+
     /// Fails with the rows that are in one of them alone.
     #[track_caller]
     pub(crate) fn assert_equal(&self, other: &Self) {

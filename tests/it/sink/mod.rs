@@ -17,6 +17,7 @@ mod custom;
 mod plain;
 mod queue;
 mod receiver;
+mod redis;
 pub(crate) mod target;
 mod webhook;
 

@@ -27,6 +27,16 @@ pub(crate) trait Target: Send {
     /// `{"table": ..., "row": {...}}` for each row or document.
     async fn content(&mut self) -> Vec<Json>;
 
+    /// The configuration for the ledger, which has tables without a key and logical messages too.
+    fn ledger_config(&self) -> Json {
+        self.config()
+    }
+
+    /// Whether what it has acknowledged is there after its server was down.
+    fn is_durable(&self) -> bool {
+        true
+    }
+
     /// The tables of the ledger that it can take: those with a key, for a target that needs one.
     fn tables(&self) -> &'static [&'static str] {
         &["*"]
