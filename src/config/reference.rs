@@ -352,7 +352,20 @@ mod tests {
         let config = Config::parse_in(&text, "reference", &Environment::of(variables)).unwrap();
         assert_eq!(config.source.len(), 1);
         let sinks: Vec<_> = config.sink.keys().collect();
-        assert_eq!(sinks, ["cdc", "custom", "file", "queue", "stdout", "webhook"]);
+        assert_eq!(
+            sinks,
+            [
+                "cdc",
+                "custom",
+                "file",
+                "queue",
+                "redis_pubsub",
+                "redis_stream",
+                "redis_string",
+                "stdout",
+                "webhook"
+            ]
+        );
         assert_eq!(config.journal, crate::config::Journal::default());
     }
 

@@ -254,7 +254,7 @@ pub struct Custom {
 #[serde(deny_unknown_fields)]
 pub struct RedisStream {
     /// The server: `redis://user:password@host:6379/0`, or `rediss://` for TLS.
-    #[schemars(example = "redis://walrace:${REDIS_PASSWORD}@localhost:6379/0")]
+    #[schemars(example = "redis://localhost:6379/0")]
     pub url: Secret,
     /// The stream of a change; a template, or one name for all.
     #[serde(default = "redis_target")]
@@ -287,7 +287,7 @@ pub struct RedisStream {
 #[serde(deny_unknown_fields)]
 pub struct RedisPubsub {
     /// The server: `redis://user:password@host:6379`, or `rediss://` for TLS.
-    #[schemars(example = "redis://walrace:${REDIS_PASSWORD}@localhost:6379")]
+    #[schemars(example = "redis://localhost:6379")]
     pub url: Secret,
     /// The channel of a change; a template, or one name for all.
     #[serde(default = "redis_target")]
@@ -327,7 +327,7 @@ pub enum RedisPubsubPayload {
 #[serde(deny_unknown_fields)]
 pub struct RedisString {
     /// The server: `redis://user:password@host:6379/0`, or `rediss://` for TLS.
-    #[schemars(example = "redis://walrace:${REDIS_PASSWORD}@localhost:6379/0")]
+    #[schemars(example = "redis://localhost:6379/0")]
     pub url: Secret,
     /// The key of a row; a template.
     #[serde(default = "redis_key")]
