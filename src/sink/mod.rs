@@ -94,7 +94,28 @@ config::sink_kinds!(open_kind);
 
 /// Makes the sink that the configuration describes; it connects in [`Sink::open`].
 pub fn open(name: &str, sink: &config::Sink, context: &Context) -> Result<Box<dyn Sink>> {
+    fits(name, sink)?;
     open_kind(&sink.kind, With { name, format: sink.format, context })
+}
+
+/// Bytes that are no text, and attributes that are headers, need messages of their own.
+fn fits(name: &str, sink: &config::Sink) -> Result<()> {
+    let lines = match &sink.kind {
+        SinkKind::Stdout(_) | SinkKind::File(_) | SinkKind::Custom(_) => true,
+        SinkKind::Webhook(webhook) => webhook.batch,
+        _ => false,
+    };
+    let problem = match sink.format {
+        Format::Walstream => "format walstream is no text",
+        Format::CloudeventsBinary => "format cloudevents_binary has its attributes in headers",
+        _ => return Ok(()),
+    };
+    if !lines {
+        return Ok(());
+    }
+    Err(Error::config(format!("sink `{name}` cannot deliver its format: {problem}")).remedy(
+        "take another format, or a sink with a message for each change (webhook: batch = false)",
+    ))
 }
 
 /// What a sink has, durably. It grows, except by a named rewind, which begins a new epoch.
