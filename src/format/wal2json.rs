@@ -240,7 +240,8 @@ fn type_name(ty: &Type) -> String {
     }
     let name = match ty.name.as_str() {
         "" => builtin_name(ty.oid),
-        name => name,
+        // The plugin's session has `public` in its search path.
+        name => name.strip_prefix("public.").unwrap_or(name),
     };
     let length = match (ty.modifier, ty.oid) {
         (..0, _) => return name.to_owned(),

@@ -183,7 +183,8 @@ fn write_type(out: &mut Vec<u8>, form: &Form, optional: bool) {
         Form::Bits { length } => format!(",\"parameters\":{{\"length\":\"{length}\"}}"),
         Form::Money => ",\"parameters\":{\"scale\":\"2\"}".to_owned(),
         Form::Decimal { scale, precision } => format!(
-            ",\"parameters\":{{\"scale\":\"{scale}\",\"connect.decimal.precision\":\"{precision}\"}}"
+            ",\"parameters\":{{\"scale\":\"{scale}\",\
+             \"connect.decimal.precision\":\"{precision}\"}}"
         ),
         _ => String::new(),
     };
