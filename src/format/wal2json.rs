@@ -103,11 +103,12 @@ impl Wal2json {
         let text = &mut self.transaction_text;
         text.clear();
         // Writing into a Vec cannot fail.
-        if *xid != 0 {
-            let _ = write!(text, ",\"xid\":{xid}");
-        }
-        let time = timestamp(*commit_time);
-        let _ = write!(text, ",\"timestamp\":\"{time}\",\"lsn\":\"{commit_lsn}\"");
+        let _ = match xid {
+            // A message outside a transaction.
+            0 => write!(text, ",\"xid\":null,\"timestamp\":null"),
+            _ => write!(text, ",\"xid\":{xid},\"timestamp\":\"{}\"", timestamp(*commit_time)),
+        };
+        let _ = write!(text, ",\"lsn\":\"{commit_lsn}\"");
         self.transaction = Some(*transaction);
     }
 }

@@ -33,11 +33,6 @@ fn level(ours: &mut Value, theirs: &mut Value) {
     for side in [&mut *ours, &mut *theirs] {
         assert!(side.as_object_mut().unwrap().remove("lsn").unwrap().is_string());
     }
-    // The plugin has no transaction and no time for a message that belongs to none.
-    if ours["transactional"] == false {
-        ours.as_object_mut().unwrap().remove("timestamp");
-        theirs.as_object_mut().unwrap().remove("timestamp");
-    }
     let columns = ours.get_mut("columns").and_then(Value::as_array_mut);
     let plugins = theirs.get_mut("columns").and_then(Value::as_array_mut);
     for (ours, theirs) in columns.into_iter().flatten().zip(plugins.into_iter().flatten()) {
