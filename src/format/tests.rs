@@ -601,7 +601,7 @@ fn every_format_of_the_configuration_has_a_published_schema() {
 }
 
 #[test]
-fn wal2json_names_a_type_with_its_length_and_writes_the_recorded_lines() {
+fn wal2json_names_a_type_with_its_length() {
     let column = |name: &str, ty: Type, key| Column { ty, ..column(name, 0, key) };
     let ty = |oid, modifier, name: &str| Type { name: name.into(), ..Type::base(oid, modifier) };
     let table = Table {

@@ -200,7 +200,7 @@ impl Layout {
             out.extend_from_slice(head);
             match value {
                 Value::Text(text) => {
-                    literal.write(out, text).map_err(|json::NotUtf8| self.shape.not_utf8(index))?
+                    literal.write(out, text).map_err(|json::NotUtf8| self.shape.not_utf8(index))?;
                 }
                 _ => out.extend_from_slice(b"null"),
             }

@@ -217,3 +217,26 @@ impl fmt::Debug for dyn Sink {
         f.write_str("Sink")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{config::Secret, error::Class};
+
+    #[test]
+    fn a_format_that_needs_a_message_of_its_own_is_refused_where_messages_share_one() {
+        let file = SinkKind::File(config::File::to("changes.jsonl"));
+        let mut webhook = config::Webhook::to(Secret::new("http://localhost/"));
+        let batches = SinkKind::Webhook(webhook.clone());
+        webhook.batch = false;
+        let singles = SinkKind::Webhook(webhook);
+        for format in [Format::Walstream, Format::CloudeventsBinary] {
+            for (kind, refused) in [(&file, true), (&batches, true), (&singles, false)] {
+                let sink = config::Sink { format, ..config::Sink::of(kind.clone()) };
+                let class = fits("lake", &sink).err().map(|error| error.class());
+                assert_eq!(class, refused.then_some(Class::Config), "{format:?}");
+            }
+        }
+        assert!(fits("lake", &config::Sink::of(file)).is_ok());
+    }
+}

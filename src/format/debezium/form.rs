@@ -146,11 +146,7 @@ impl Form {
                     element.write(out, text, nested).ok()
                 })
             }
-            Self::Bool | Self::Bit => match text {
-                b"t" | b"1" => Some(out.extend_from_slice(b"true")),
-                b"f" | b"0" => Some(out.extend_from_slice(b"false")),
-                _ => None,
-            },
+            Self::Bool | Self::Bit => write_bool(out, text),
             Self::Float32 | Self::Float64 => write_float(out, text),
             Self::Bytes => write_hex(out, text),
             Self::Bits { .. } => write_bits(out, text),
@@ -271,6 +267,15 @@ pub(super) fn write_base64(out: &mut Vec<u8>, bytes: &[u8]) -> Option<()> {
     out.resize(start + base64::encoded_len(bytes.len(), true)?, 0);
     STANDARD.encode_slice(bytes, out.get_mut(start..)?).ok()?;
     out.push(b'"');
+    Some(())
+}
+
+fn write_bool(out: &mut Vec<u8>, text: &[u8]) -> Option<()> {
+    out.extend_from_slice(match text {
+        b"t" | b"1" => b"true",
+        b"f" | b"0" => b"false",
+        _ => return None,
+    });
     Some(())
 }
 
