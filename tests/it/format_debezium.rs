@@ -322,9 +322,7 @@ fn debezium_reads_every_key_and_the_tombstone_after_a_delete() {
         ]
     );
     let key = json!({"a": 1, "b": "x"});
-    for at in 0..5 {
-        assert_eq!(read[at]["key"], key, "{at}");
-    }
+    assert!(read[..5].iter().all(|event| event["key"] == key), "{read:#?}");
     assert_eq!(read[4], json!({"key": key}), "a tombstone is a key without a value");
     assert_eq!(read[5]["key"], json!(null));
     assert_eq!(read[6]["key"], json!({"prefix": "outbox"}));

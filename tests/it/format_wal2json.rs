@@ -37,12 +37,10 @@ fn level(ours: &mut Value, theirs: &mut Value) {
     let plugins = theirs.get_mut("columns").and_then(Value::as_array_mut);
     for (ours, theirs) in columns.into_iter().flatten().zip(plugins.into_iter().flatten()) {
         // The plugin drops NaN and the infinities.
-        if theirs["value"].is_null()
-            && matches!(ours["type"].as_str(), Some("real" | "double precision"))
-        {
-            if matches!(ours["value"].as_str(), Some("NaN" | "Infinity" | "-Infinity")) {
-                ours["value"] = Value::Null;
-            }
+        let float = matches!(ours["type"].as_str(), Some("real" | "double precision"));
+        let endless = matches!(ours["value"].as_str(), Some("NaN" | "Infinity" | "-Infinity"));
+        if float && endless && theirs["value"].is_null() {
+            ours["value"] = Value::Null;
         }
     }
 }
