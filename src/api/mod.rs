@@ -7,7 +7,7 @@ use std::{net::SocketAddr, path::Path, sync::Arc};
 
 use axum::{
     Json, Router,
-    extract::State,
+    extract::{Path as Segment, State},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
@@ -70,6 +70,7 @@ fn router(walrace: Arc<Walrace>, instance: Uuid) -> Router {
         .route("/ready", get(ready))
         .route("/metrics", get(exposition))
         .route("/status", get(status))
+        .route("/schemas/{format}", get(schema))
         .route("/sources/{source}/changes", get(changes::of_source))
         .route("/sinks/{sink}/missing", get(changes::missing))
         .merge(control::routes())
@@ -96,6 +97,20 @@ async fn exposition(State(walrace): State<Arc<Walrace>>) -> Result<impl IntoResp
 
 async fn status(State(walrace): State<Arc<Walrace>>) -> Result<Json<Status>, Failure> {
     Ok(Json(status_of(walrace).await?))
+}
+
+/// What a format's messages look like: JSON Schema, or the `.proto` of a binary one.
+async fn schema(Segment(format): Segment<String>) -> Response {
+    match crate::format::schema(&format) {
+        Some((text, kind)) => ([(header::CONTENT_TYPE, kind)], text).into_response(),
+        None => {
+            let body = serde_json::json!({
+                "error": format!("`{format}` is no format"),
+                "remedy": "docs/formats.md lists them: native, sequin, debezium and so on",
+            });
+            (StatusCode::NOT_FOUND, Json(body)).into_response()
+        }
+    }
 }
 
 /// It looks at the disk, and a disk that hangs must not hold the threads that answer `/health`.

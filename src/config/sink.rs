@@ -95,6 +95,20 @@ pub enum Format {
     Native,
     /// Sequin's message.
     Sequin,
+    /// The change event of Debezium's PostgreSQL connector, without a schema.
+    Debezium,
+    /// The same with its schema beside it, as Kafka Connect's `JsonConverter` writes it with
+    /// `schemas.enable = true`.
+    DebeziumSchema,
+    /// The object of the output plugin wal2json with `format-version = 2`, one a change.
+    Wal2json,
+    /// CloudEvents 1.0 in structured mode: a JSON event with the native envelope as its data.
+    Cloudevents,
+    /// CloudEvents 1.0 in binary mode: the native envelope, with the attributes as headers `ce-*`.
+    /// For sinks that have headers.
+    CloudeventsBinary,
+    /// WalStream's `ChangeRecord` in protobuf. For sinks whose messages may be any bytes.
+    Walstream,
 }
 
 /// What becomes of the later changes of a dead letter's key.

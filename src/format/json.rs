@@ -85,7 +85,7 @@ impl Shape {
 }
 
 /// The element's oid of a built-in array type, for columns of which only the oid is known.
-fn element_of(array: u32) -> Option<u32> {
+pub(super) fn element_of(array: u32) -> Option<u32> {
     Some(match array {
         1000 => 16,   // bool
         1001 => 17,   // bytea
@@ -233,7 +233,7 @@ fn hex_digit(value: u8) -> u8 {
 
 /// Whether the text is a number of the JSON grammar (RFC 8259, section 6).
 #[inline]
-fn is_number(text: &[u8]) -> bool {
+pub(super) fn is_number(text: &[u8]) -> bool {
     let text = text.strip_prefix(b"-").unwrap_or(text);
     let Some((whole, mut rest)) = split_digits(text) else { return false };
     if whole.len() > 1 && whole.first() == Some(&b'0') {
@@ -361,28 +361,40 @@ fn code_unit(text: &[u8], at: usize) -> Option<u16> {
 /// `{1,NULL,"a \"b\""}`, `{{1,2},{3,4}}` or `[0:1]={1,2}`
 /// (<https://www.postgresql.org/docs/current/arrays.html#ARRAYS-IO>); lower bounds are dropped.
 fn write_array(out: &mut Vec<u8>, element: &Shape, delimiter: u8, text: &[u8]) -> Option<()> {
+    let write = |out: &mut Vec<u8>, text: &[u8]| write_value(out, element, text).ok();
+    write_elements(out, text, (delimiter, ARRAY_DEPTH_MAX), write)
+}
+
+/// Appends an array of at most `depth_max` dimensions, whose elements `write` appends.
+pub(super) fn write_elements(
+    out: &mut Vec<u8>,
+    text: &[u8],
+    (delimiter, depth_max): (u8, usize),
+    write: impl FnMut(&mut Vec<u8>, &[u8]) -> Option<()>,
+) -> Option<()> {
     let text = if text.first() == Some(&b'[') {
         let equals = text.iter().position(|&byte| byte == b'=')?;
         text.get(equals + 1..)?
     } else {
         text
     };
-    let mut array = Array { rest: text, element, delimiter, scratch: Vec::new() };
+    let mut array = Array { rest: text, element: write, delimiter, depth_max, scratch: Vec::new() };
     array.write(out, 0)?;
     array.rest.is_empty().then_some(())
 }
 
-struct Array<'a> {
+struct Array<'a, W> {
     rest: &'a [u8],
-    element: &'a Shape,
+    element: W,
     delimiter: u8,
+    depth_max: usize,
     scratch: Vec<u8>,
 }
 
 /// PostgreSQL's own limit is `MAXDIM`, 6.
-const ARRAY_DEPTH_MAX: usize = 6;
+pub(super) const ARRAY_DEPTH_MAX: usize = 6;
 
-impl Array<'_> {
+impl<W: FnMut(&mut Vec<u8>, &[u8]) -> Option<()>> Array<'_, W> {
     fn write(&mut self, out: &mut Vec<u8>, depth: usize) -> Option<()> {
         self.rest = self.rest.strip_prefix(b"{")?;
         out.push(b'[');
@@ -393,7 +405,7 @@ impl Array<'_> {
         }
         loop {
             match self.rest.first()? {
-                b'{' if depth + 1 < ARRAY_DEPTH_MAX => self.write(out, depth + 1)?,
+                b'{' if depth + 1 < self.depth_max => self.write(out, depth + 1)?,
                 b'"' => self.quoted(out)?,
                 _ => self.bare(out)?,
             }
@@ -423,7 +435,7 @@ impl Array<'_> {
                 }
                 [b'"', after @ ..] => {
                     self.rest = after;
-                    return write_value(out, self.element, &self.scratch).ok();
+                    return (self.element)(out, &self.scratch);
                 }
                 _ => return None,
             }
@@ -440,7 +452,7 @@ impl Array<'_> {
                 out.extend_from_slice(b"null");
                 Some(())
             }
-            _ => write_value(out, self.element, text).ok(),
+            _ => (self.element)(out, text),
         }
     }
 }

@@ -2,16 +2,21 @@
 
 use crate::{change::Change, config::Format, error::Result};
 
+mod cloudevents;
+mod debezium;
 mod json;
 mod native;
 mod pretty;
+mod schemas;
 mod sequin;
 mod table;
 mod template;
 #[cfg(test)]
 mod tests;
+mod wal2json;
+mod walstream;
 
-pub use self::template::Template;
+pub use self::{schemas::schema, template::Template, walstream::ChangeRecord};
 
 /// The names that a message may carry beside the change.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,6 +42,10 @@ pub struct Encoder {
 enum Kind {
     Native(native::Native),
     Sequin(Box<sequin::Sequin>),
+    Debezium(Box<debezium::Debezium>),
+    Wal2json(Box<wal2json::Wal2json>),
+    CloudEvents(Box<cloudevents::CloudEvents>),
+    Walstream(table::Shapes),
     Pretty(pretty::Pretty),
 }
 
@@ -46,6 +55,18 @@ impl Encoder {
         let kind = match format {
             Format::Native => Kind::Native(native::Native::new()),
             Format::Sequin => Kind::Sequin(Box::new(sequin::Sequin::new(names))),
+            Format::Debezium | Format::DebeziumSchema => {
+                let with_schema = format == Format::DebeziumSchema;
+                Kind::Debezium(Box::new(debezium::Debezium::new(names, with_schema)))
+            }
+            Format::Wal2json => Kind::Wal2json(Box::new(wal2json::Wal2json::new())),
+            Format::Cloudevents | Format::CloudeventsBinary => {
+                let structured = format == Format::Cloudevents;
+                Kind::CloudEvents(Box::new(cloudevents::CloudEvents::new(names, structured)))
+            }
+            Format::Walstream => {
+                Kind::Walstream(table::Shapes::new(json::Dialect::Postgres, walstream::head))
+            }
         };
         Self { kind }
     }
@@ -55,7 +76,7 @@ impl Encoder {
         Self { kind: Kind::Pretty(pretty::Pretty::new(colour)) }
     }
 
-    /// Appends the change, without a line end; the text holds no raw line end either. `false`: the
+    /// Appends the change, without a line end; a text holds no raw line end either. `false`: the
     /// format has no message for it, and nothing was appended. An error leaves `out` as it was. A
     /// body that the sink's rules made is taken as it is.
     pub fn encode(&mut self, change: &Change, out: &mut Vec<u8>) -> Result<bool> {
@@ -67,6 +88,13 @@ impl Encoder {
         let written = match &mut self.kind {
             Kind::Native(native) => native.encode(change, out).map(|()| true),
             Kind::Sequin(sequin) => sequin.encode(change, out),
+            Kind::Debezium(debezium) => debezium.encode(change, out).map(|()| true),
+            Kind::Wal2json(wal2json) => wal2json.encode(change, out).map(|()| true),
+            Kind::CloudEvents(events) => events.encode(change, out).map(|()| true),
+            Kind::Walstream(shapes) => match &change.table {
+                Some(table) => walstream::encode(change, shapes.of(table), out),
+                None => Ok(false),
+            },
             Kind::Pretty(pretty) => {
                 pretty.encode(change, out);
                 Ok(true)
@@ -80,23 +108,55 @@ impl Encoder {
 
     /// Appends the key of the change's message, for targets that have keys: what the sink's rules
     /// chose, else the row's key as this format writes it. `false`: it has none, and nothing was
-    /// appended.
+    /// appended. An error leaves `out` as it was.
     pub fn encode_key(&mut self, change: &Change, out: &mut Vec<u8>) -> Result<bool> {
         if let Some(key) = change.shaped.as_ref().and_then(|shaped| shaped.key.as_ref()) {
             out.extend_from_slice(key.as_bytes());
             return Ok(true);
         }
-        match &mut self.kind {
+        let start = out.len();
+        let written = match &mut self.kind {
             Kind::Native(native) => native.encode_key(change, out),
             Kind::Sequin(sequin) => sequin.encode_key(change, out),
+            Kind::Debezium(debezium) => debezium.encode_key(change, out),
+            Kind::Wal2json(wal2json) => wal2json.encode_key(change, out),
+            Kind::CloudEvents(events) => events.encode_key(change, out),
+            Kind::Walstream(_) => Ok(change.table.as_ref().is_some_and(|table| {
+                out.extend_from_slice(table.full_name().as_bytes());
+                true
+            })),
             Kind::Pretty(_) => Ok(false),
+        };
+        if written.is_err() {
+            out.truncate(start);
         }
+        written
+    }
+
+    /// The headers that belong to the change's message, for targets that have headers: the
+    /// attributes of `cloudevents_binary` as its HTTP binding names and encodes them (`ce-id`; the
+    /// Kafka binding says `ce_id`). Of every other format none, at no cost.
+    pub fn headers(&mut self, change: &Change) -> Result<Vec<(&'static str, String)>> {
+        match &mut self.kind {
+            Kind::CloudEvents(events) => events.headers(change),
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// Whether the change's message is followed by one with the same key and no value, for targets
+    /// that have keys and forget by them (a compacted topic of Kafka).
+    pub fn tombstone(&self, change: &Change) -> bool {
+        matches!(self.kind, Kind::Debezium(_)) && debezium::tombstone(change)
     }
 
     /// The media type of a message.
     pub fn content_type(&self) -> &'static str {
         match self.kind {
-            Kind::Native(_) | Kind::Sequin(_) => "application/json",
+            Kind::Native(_) | Kind::Sequin(_) | Kind::Debezium(_) | Kind::Wal2json(_) => {
+                "application/json"
+            }
+            Kind::CloudEvents(ref events) => events.content_type(),
+            Kind::Walstream(_) => "application/x-protobuf",
             Kind::Pretty(_) => "text/plain; charset=utf-8",
         }
     }

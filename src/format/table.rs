@@ -26,7 +26,6 @@ pub(super) struct ColumnShape {
 /// A version of a table, ready to be written.
 #[derive(Debug)]
 pub(super) struct TableShape {
-    /// Kept alive, so that its address names it.
     pub(super) table: Arc<Table>,
     pub(super) columns: Vec<ColumnShape>,
     /// Indexes of the key's columns.
@@ -39,7 +38,7 @@ pub(super) struct TableShape {
 }
 
 impl TableShape {
-    fn new(table: &Arc<Table>, dialect: Dialect, head: fn(&Table) -> Vec<u8>) -> Self {
+    pub(super) fn new(table: &Arc<Table>, dialect: Dialect, head: fn(&Table) -> Vec<u8>) -> Self {
         let marked = table.columns.iter().any(|column| column.identity);
         let shape = |column: &Column| ColumnShape {
             fragment: json::fragment(&column.name),
@@ -103,35 +102,63 @@ impl TableShape {
     }
 }
 
-/// The tables that an encoder has met, found by their address.
+/// What was made for each table that an encoder has met, found by the table's address.
+#[derive(Debug)]
+pub(super) struct ByTable<T> {
+    last: Option<Met<T>>,
+    met: HashMap<usize, Met<T>>,
+}
+
+#[derive(Debug)]
+struct Met<T> {
+    /// Kept alive, so that its address names it.
+    table: Arc<Table>,
+    made: Arc<T>,
+}
+
+impl<T> ByTable<T> {
+    pub(super) fn new() -> Self {
+        Self { last: None, met: HashMap::new() }
+    }
+
+    /// What belongs to `table`. Runs of changes of one table take the short way.
+    #[inline]
+    pub(super) fn of(&mut self, table: &Arc<Table>, make: impl FnOnce() -> T) -> &T {
+        let hit = matches!(&self.last, Some(last) if Arc::ptr_eq(&last.table, table));
+        let met = if hit { self.last.take() } else { None };
+        let met = met.unwrap_or_else(|| self.find(table, make));
+        &self.last.insert(met).made
+    }
+
+    fn find(&mut self, table: &Arc<Table>, make: impl FnOnce() -> T) -> Met<T> {
+        if self.met.len() >= TABLES_MAX {
+            self.met.clear();
+        }
+        let met = self
+            .met
+            .entry(Arc::as_ptr(table).addr())
+            .or_insert_with(|| Met { table: Arc::clone(table), made: Arc::new(make()) });
+        Met { table: Arc::clone(&met.table), made: Arc::clone(&met.made) }
+    }
+}
+
+/// The shapes of the tables that an encoder has met.
 #[derive(Debug)]
 pub(super) struct Shapes {
     dialect: Dialect,
     head: fn(&Table) -> Vec<u8>,
-    last: Option<Arc<TableShape>>,
-    met: HashMap<usize, Arc<TableShape>>,
+    tables: ByTable<TableShape>,
 }
 
 impl Shapes {
     pub(super) fn new(dialect: Dialect, head: fn(&Table) -> Vec<u8>) -> Self {
-        Self { dialect, head, last: None, met: HashMap::new() }
+        Self { dialect, head, tables: ByTable::new() }
     }
 
-    /// The shape of `table`. Runs of changes of one table take the short way.
+    /// The shape of `table`.
     #[inline]
     pub(super) fn of(&mut self, table: &Arc<Table>) -> &TableShape {
-        let hit = matches!(&self.last, Some(last) if Arc::ptr_eq(&last.table, table));
-        let shape = if hit { self.last.take() } else { None };
-        let shape = shape.unwrap_or_else(|| self.find(table));
-        self.last.insert(shape)
-    }
-
-    fn find(&mut self, table: &Arc<Table>) -> Arc<TableShape> {
-        if self.met.len() >= TABLES_MAX {
-            self.met.clear();
-        }
-        let make = || Arc::new(TableShape::new(table, self.dialect, self.head));
-        Arc::clone(self.met.entry(Arc::as_ptr(table).addr()).or_insert_with(make))
+        self.tables.of(table, || TableShape::new(table, self.dialect, self.head))
     }
 }
 

@@ -18,6 +18,21 @@ use crate::{
 const ORACLE: &str = include_str!("../../tests/fixtures/to_jsonb.ndjson");
 const NATIVE_SCHEMA: &str = include_str!("../../docs/schema/native.schema.json");
 const SEQUIN_SCHEMA: &str = include_str!("../../docs/schema/sequin.schema.json");
+const DEBEZIUM_SCHEMA: &str = include_str!("../../docs/schema/debezium.schema.json");
+const WITH_SCHEMA_SCHEMA: &str = include_str!("../../docs/schema/debezium_schema.schema.json");
+const WAL2JSON_SCHEMA: &str = include_str!("../../docs/schema/wal2json.schema.json");
+const CLOUDEVENTS_SCHEMA: &str = include_str!("../../docs/schema/cloudevents.schema.json");
+
+/// Every format whose messages are JSON.
+const TEXTS: [Format; 7] = [
+    Format::Native,
+    Format::Sequin,
+    Format::Debezium,
+    Format::DebeziumSchema,
+    Format::Wal2json,
+    Format::Cloudevents,
+    Format::CloudeventsBinary,
+];
 
 fn shaped(ty: &Type, text: &[u8]) -> String {
     let mut out = Vec::new();
@@ -371,7 +386,7 @@ fn a_delete_that_knows_only_another_index_has_that_index_as_its_key() {
 fn bytes_that_are_not_utf8_are_a_data_error_that_names_the_column_and_leaves_nothing_behind() {
     let values = [b"1".as_slice(), b"\xff", b"", b"1", b""].map(Value::Text);
     let change = change(Op::Insert, Before::Nothing, Some(Row::from_values(values)));
-    for format in [Format::Native, Format::Sequin] {
+    for format in TEXTS.into_iter().chain([Format::Walstream]) {
         let mut out = b"kept".to_vec();
         let error = Encoder::new(format, &names()).encode(&change, &mut out).unwrap_err();
         assert_eq!(error.class(), Class::Data);
@@ -383,7 +398,7 @@ fn bytes_that_are_not_utf8_are_a_data_error_that_names_the_column_and_leaves_not
 #[test]
 fn a_row_that_does_not_fit_its_table_is_refused() {
     let change = change(Op::Insert, Before::Nothing, Some(Row::from_values([Value::Null])));
-    for format in [Format::Native, Format::Sequin] {
+    for format in TEXTS.into_iter().chain([Format::Walstream]) {
         let error = Encoder::new(format, &names()).encode(&change, &mut Vec::new()).unwrap_err();
         assert_eq!(error.class(), Class::Bug, "{error}");
     }
@@ -404,4 +419,222 @@ fn an_encoder_follows_the_versions_of_a_table() {
         let native: Json = serde_json::from_slice(&out).unwrap();
         assert_eq!(native["after"][format!("status_{round}")], "confirmed");
     }
+}
+
+/// Without the version, which changes with each release.
+fn stable(format: Format) -> String {
+    let version = concat!("walrace-", env!("CARGO_PKG_VERSION"));
+    lines(Encoder::new(format, &names())).replace(version, "walrace-VERSION")
+}
+
+/// The key and the headers of every kind in one format.
+fn keys(format: Format) -> String {
+    let mut encoder = Encoder::new(format, &names());
+    let mut text = String::new();
+    for (name, change) in every_kind() {
+        let mut key = Vec::new();
+        let keyed = encoder.encode_key(&change, &mut key).unwrap();
+        assert_eq!(keyed, !key.is_empty());
+        let key = String::from_utf8(key).unwrap();
+        let then = if encoder.tombstone(&change) { ", then a tombstone" } else { "" };
+        text.push_str(&format!("{name}: {key}{then}\n"));
+        for (name, value) in encoder.headers(&change).unwrap() {
+            text.push_str(&format!("  {name}: {value}\n"));
+        }
+    }
+    text
+}
+
+#[test]
+fn debezium_has_a_stable_shape() {
+    insta::assert_snapshot!(stable(Format::Debezium));
+}
+
+#[test]
+fn debezium_with_its_schema_has_a_stable_shape() {
+    insta::assert_snapshot!(stable(Format::DebeziumSchema).lines().next().unwrap());
+}
+
+#[test]
+fn wal2json_has_a_stable_shape() {
+    insta::assert_snapshot!(stable(Format::Wal2json));
+}
+
+#[test]
+fn cloudevents_has_a_stable_shape() {
+    insta::assert_snapshot!(stable(Format::Cloudevents));
+}
+
+#[test]
+fn keys_tombstones_and_headers_have_a_stable_shape() {
+    let of = |format: Format| format!("{format:?}\n{}", keys(format));
+    let formats =
+        [Format::Debezium, Format::Wal2json, Format::CloudeventsBinary, Format::Walstream];
+    insta::assert_snapshot!(formats.map(of).join("\n"));
+}
+
+#[test]
+fn each_json_format_passes_its_schema() {
+    for (format, schema) in [
+        (Format::Debezium, DEBEZIUM_SCHEMA),
+        (Format::DebeziumSchema, WITH_SCHEMA_SCHEMA),
+        (Format::Wal2json, WAL2JSON_SCHEMA),
+        (Format::Cloudevents, CLOUDEVENTS_SCHEMA),
+        (Format::CloudeventsBinary, NATIVE_SCHEMA),
+    ] {
+        let messages = assert_valid(schema, &mut Encoder::new(format, &names()));
+        assert_eq!(messages.len(), every_kind().len(), "{format:?}");
+    }
+}
+
+#[test]
+fn the_data_of_an_event_is_the_native_envelope_and_binary_mode_has_it_alone() {
+    for (_, change) in every_kind() {
+        let text = |format| {
+            let mut out = Vec::new();
+            Encoder::new(format, &names()).encode(&change, &mut out).unwrap();
+            serde_json::from_slice::<Json>(&out).unwrap()
+        };
+        let native = text(Format::Native);
+        assert_eq!(text(Format::Cloudevents)["data"], native);
+        assert_eq!(text(Format::CloudeventsBinary), native);
+        let event = text(Format::Cloudevents);
+        let headers: std::collections::HashMap<_, _> =
+            Encoder::new(Format::CloudeventsBinary, &names())
+                .headers(&change)
+                .unwrap()
+                .into_iter()
+                .collect();
+        for name in ["id", "source", "type", "time", "specversion", "dataschema", "subject"] {
+            assert_eq!(headers[format!("ce-{name}").as_str()], event[name].as_str().unwrap());
+        }
+    }
+}
+
+#[test]
+fn headers_hold_printable_ascii_only() {
+    let mut table = (*bookings()).clone();
+    table.schema = "ü \"%".into();
+    let change = Change {
+        table: Some(Arc::new(table)),
+        ..change(Op::Insert, Before::Nothing, Some(row(NEW)))
+    };
+    let mut encoder = Encoder::new(Format::CloudeventsBinary, &names());
+    let headers = encoder.headers(&change).unwrap();
+    assert!(headers.contains(&("ce-subject", "%C3%BC%20%22%25.bookings".into())), "{headers:?}");
+    assert!(headers.iter().all(|(_, value)| value.bytes().all(|byte| byte.is_ascii_graphic())));
+}
+
+/// WalStream's record as its own readers know it.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+struct OldRecord {
+    #[prost(string, tag = "1")]
+    lsn: String,
+    #[prost(int64, tag = "2")]
+    commit_time: i64,
+    #[prost(string, tag = "3")]
+    table: String,
+    #[prost(string, tag = "4")]
+    operation: String,
+    #[prost(map = "string, string", tag = "5")]
+    old: std::collections::HashMap<String, String>,
+    #[prost(map = "string, string", tag = "6")]
+    new: std::collections::HashMap<String, String>,
+}
+
+#[test]
+fn walstream_reads_its_record_and_nulls_are_told_beside_it() {
+    use prost::Message as _;
+    let mut table = (*bookings()).clone();
+    table.columns[1] = column("status", 16, false);
+    let values = [Some("8841"), Some("t"), None, Some("2200.00"), Some("a")];
+    let change = Change {
+        table: Some(Arc::new(table)),
+        ..change(Op::Update, Before::Nothing, Some(row(values)))
+    };
+    let mut out = Vec::new();
+    let mut encoder = Encoder::new(Format::Walstream, &names());
+    assert!(encoder.encode(&change, &mut out).unwrap());
+    let old = OldRecord::decode(out.as_slice()).unwrap();
+    assert_eq!((old.lsn.as_str(), old.commit_time), ("23816848", 1_775_466_862_000));
+    assert_eq!((old.table.as_str(), old.operation.as_str()), ("public.bookings", "UPDATE"));
+    assert_eq!(old.old, [("booking_id".to_owned(), "8841".to_owned())].into());
+    assert_eq!(old.new["status"], "True");
+    assert_eq!(old.new["amount"], "2200.00");
+    assert!(!old.new.contains_key("confirmed_at"));
+    let new = super::ChangeRecord::decode(out.as_slice()).unwrap();
+    assert_eq!(new.new_nulls, ["confirmed_at"]);
+    assert_eq!(new.idempotency_key, change.idempotency_key());
+    let mut key = Vec::new();
+    assert!(encoder.encode_key(&change, &mut key).unwrap());
+    assert_eq!(key, b"public.bookings");
+    assert!(!encoder.encode(&message(b"x"), &mut Vec::new()).unwrap());
+}
+
+#[test]
+fn the_published_proto_has_the_fields_of_the_record() {
+    let (proto, _) = super::schema("walstream").unwrap();
+    for field in [
+        "string lsn = 1;",
+        "int64 commit_time = 2;",
+        "string table = 3;",
+        "string operation = 4;",
+        "map<string, string> old = 5;",
+        "map<string, string> new = 6;",
+        "repeated string old_nulls = 101;",
+        "repeated string new_nulls = 102;",
+        "repeated string unchanged = 103;",
+        "uint32 index = 104;",
+        "string idempotency_key = 105;",
+        "bool read = 106;",
+    ] {
+        assert!(proto.contains(field), "{field}");
+    }
+}
+
+#[test]
+fn every_format_of_the_configuration_has_a_published_schema() {
+    for format in TEXTS.into_iter().chain([Format::Walstream]) {
+        let name = serde_json::to_value(format).unwrap();
+        assert!(super::schema(name.as_str().unwrap()).is_some(), "{name}");
+    }
+}
+
+#[test]
+fn wal2json_names_a_type_with_its_length() {
+    let column = |name: &str, ty: Type, key| Column { ty, ..column(name, 0, key) };
+    let ty = |oid, modifier, name: &str| Type { name: name.into(), ..Type::base(oid, modifier) };
+    let table = Table {
+        columns: vec![
+            column("id", ty(23, -1, "integer"), true),
+            column("n", ty(1700, (6 << 16 | 2) + 4, "numeric"), false),
+            column("v", ty(1043, 24, "character varying"), false),
+            column("t", ty(1184, 3, "timestamp with time zone"), false),
+            column("c", ty(18, -1, "\"char\""), false),
+        ],
+        ..(*bookings()).clone()
+    };
+    let values = [Some("1"), Some("NaN"), Some("x"), Some("2026-11-21 00:17:32.35+00"), None];
+    let change = Change {
+        table: Some(Arc::new(table)),
+        transaction: Transaction {
+            xid: 728,
+            commit_time: Timestamp(1_795_220_252_361_460),
+            commit_lsn: Lsn(0x0153_20A0),
+        },
+        ..change(Op::Insert, Before::Nothing, Some(row(values)))
+    };
+    let mut out = Vec::new();
+    Encoder::new(Format::Wal2json, &names()).encode(&change, &mut out).unwrap();
+    assert_eq!(
+        String::from_utf8(out).unwrap(),
+        "{\"action\":\"I\",\"xid\":728,\"timestamp\":\"2026-11-21 00:17:32.36146+00\",\
+         \"lsn\":\"0/15320A0\",\"schema\":\"public\",\"table\":\"bookings\",\"columns\":[\
+         {\"name\":\"id\",\"type\":\"integer\",\"value\":1},\
+         {\"name\":\"n\",\"type\":\"numeric(6,2)\",\"value\":\"NaN\"},\
+         {\"name\":\"v\",\"type\":\"character varying(20)\",\"value\":\"x\"},\
+         {\"name\":\"t\",\"type\":\"timestamp(3) with time zone\",\
+         \"value\":\"2026-11-21 00:17:32.35+00\"},\
+         {\"name\":\"c\",\"type\":\"char\",\"value\":null}]}"
+    );
 }

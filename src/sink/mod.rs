@@ -95,7 +95,28 @@ config::sink_kinds!(open_kind);
 
 /// Makes the sink that the configuration describes; it connects in [`Sink::open`].
 pub fn open(name: &str, sink: &config::Sink, context: &Context) -> Result<Box<dyn Sink>> {
+    fits(name, sink)?;
     open_kind(&sink.kind, With { name, format: sink.format, context })
+}
+
+/// Bytes that are no text, and attributes that are headers, need messages of their own.
+fn fits(name: &str, sink: &config::Sink) -> Result<()> {
+    let lines = match &sink.kind {
+        SinkKind::Stdout(_) | SinkKind::File(_) | SinkKind::Custom(_) => true,
+        SinkKind::Webhook(webhook) => webhook.batch,
+        _ => false,
+    };
+    let problem = match sink.format {
+        Format::Walstream => "format walstream is no text",
+        Format::CloudeventsBinary => "format cloudevents_binary has its attributes in headers",
+        _ => return Ok(()),
+    };
+    if !lines {
+        return Ok(());
+    }
+    Err(Error::config(format!("sink `{name}` cannot deliver its format: {problem}")).remedy(
+        "take another format, or a sink with a message for each change (webhook: batch = false)",
+    ))
 }
 
 /// What a sink has, durably. It grows, except by a named rewind, which begins a new epoch.
@@ -195,5 +216,28 @@ pub trait Sink: Send {
 impl fmt::Debug for dyn Sink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Sink")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{config::Secret, error::Class};
+
+    #[test]
+    fn a_format_that_needs_a_message_of_its_own_is_refused_where_messages_share_one() {
+        let file = SinkKind::File(config::File::to("changes.jsonl"));
+        let mut webhook = config::Webhook::to(Secret::new("http://localhost/"));
+        let batches = SinkKind::Webhook(webhook.clone());
+        webhook.batch = false;
+        let singles = SinkKind::Webhook(webhook);
+        for format in [Format::Walstream, Format::CloudeventsBinary] {
+            for (kind, refused) in [(&file, true), (&batches, true), (&singles, false)] {
+                let sink = config::Sink { format, ..config::Sink::of(kind.clone()) };
+                let class = fits("lake", &sink).err().map(|error| error.class());
+                assert_eq!(class, refused.then_some(Class::Config), "{format:?}");
+            }
+        }
+        assert!(fits("lake", &config::Sink::of(file)).is_ok());
     }
 }

@@ -2,7 +2,7 @@
 //! second delivery by the idempotency key.
 
 use async_trait::async_trait;
-use reqwest::header::{HeaderMap, HeaderName};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use tokio::time::Instant;
 
 use super::{
@@ -60,7 +60,7 @@ impl Webhook {
             return Ok(Written::All);
         };
         let filtered = body.sent.iter().filter(|sent| !**sent).count();
-        self.post(&body.id, body.bytes).await?;
+        self.post(&body.id, body.bytes, Vec::new()).await?;
         self.context.count_filtered(filtered as u64);
         Ok(Written::All)
     }
@@ -92,15 +92,29 @@ impl Webhook {
     async fn write_one(&mut self, change: &Change) -> Result<()> {
         let mut body = Vec::new();
         if self.encoder.encode(change, &mut body)? {
-            self.post(&change.idempotency_key(), body).await
+            let headers = self.encoder.headers(change)?;
+            self.post(&change.idempotency_key(), body, headers).await
         } else {
             self.context.count_filtered(1);
             Ok(())
         }
     }
 
-    async fn post(&mut self, id: &str, body: Vec<u8>) -> Result<()> {
+    /// `extra` are the headers of the format.
+    async fn post(
+        &mut self,
+        id: &str,
+        body: Vec<u8>,
+        extra: Vec<(&'static str, String)>,
+    ) -> Result<()> {
         let mut headers = http::identified(id)?;
+        if !self.batch {
+            let kind = HeaderValue::from_static(self.encoder.content_type());
+            headers.insert(CONTENT_TYPE, kind);
+        }
+        for (name, value) in extra {
+            headers.insert(name, http::header_value(&value)?);
+        }
         self.sign(id, &body, &mut headers)?;
         let reply = self.endpoint.post(headers, body).await?;
         http::drain(reply).await;

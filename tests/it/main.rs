@@ -17,6 +17,8 @@ mod config_cdc;
 mod demo;
 mod diagnosis;
 mod features;
+mod format_debezium;
+mod format_wal2json;
 mod full_disk;
 mod journal;
 mod journal_damage;
