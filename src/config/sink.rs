@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{From, Secret, yes};
+use super::{From, Rules, Secret, yes};
 use crate::change::Op;
 
 /// A destination: what all kinds share, and what its kind adds.
@@ -59,6 +59,9 @@ pub struct Sink {
     /// What the journal keeps for this sink when its disk runs short.
     #[serde(default)]
     pub retain: Retain,
+    /// What it makes of changes before they are delivered.
+    #[serde(flatten)]
+    pub rules: Rules,
     /// The kind of target and its options.
     #[serde(flatten)]
     pub kind: SinkKind,
@@ -233,6 +236,7 @@ impl Sink {
             retry_ms_min: retry_ms_min(),
             retry_ms_max: retry_ms_max(),
             retain: Retain::default(),
+            rules: Rules::default(),
             kind,
         }
     }

@@ -5,12 +5,14 @@ use crate::{change::Change, config::Format, error::Result};
 mod json;
 mod native;
 mod pretty;
+mod read;
 mod sequin;
 mod table;
 mod template;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use self::read::{Reading, one_line};
 pub use self::template::Template;
 
 /// The names that a message may carry beside the change.
