@@ -283,10 +283,14 @@ impl Outbox {
                 "is empty: every message would be an event",
                 "such as \"outbox.\"",
             ),
-            (Some(table), _) if !table.split_once('.').is_some_and(|(s, t)| s != "" && t != "") => {
+            (Some(table), _) if !is_full_name(table) => {
                 problem("outbox.table", "is no `schema.table`", "such as \"public.outbox\"")
             }
             _ => None,
         }
     }
+}
+
+fn is_full_name(name: &str) -> bool {
+    name.split_once('.').is_some_and(|(schema, table)| !schema.is_empty() && !table.is_empty())
 }

@@ -107,13 +107,13 @@ impl Function {
     }
 
     /// What the function makes of a change.
-    pub(super) fn apply(&mut self, change: Change, columns: &Columns) -> Result<Vec<Change>> {
+    pub(super) fn apply(&mut self, change: &Change, columns: &Columns) -> Result<Vec<Change>> {
         let state = match self.state.take() {
             Some(state) => state,
             None => self.start()?,
         };
         state.clock.start(self.time_max);
-        let replies = match self.call(&state, &View::new(&change, columns)) {
+        let replies = match self.call(&state, &View::new(change, columns)) {
             Ok(replies) => replies,
             Err(error) => {
                 let rule = &self.rule;
@@ -308,9 +308,12 @@ fn give(lua: &Lua, view: &View<'_>) -> mlua::Result<LuaTable> {
     if !matches!(change.before, Before::Nothing) {
         given.raw_set("before", give_row(lua, view, Side::Before)?)?;
     }
-    let mut metadata = metadata(change);
-    metadata["commit_lsn"] = Json::String(change.transaction.commit_lsn.0.to_string());
-    given.raw_set("metadata", lua.to_value(&metadata)?)?;
+    let metadata = lua.to_value(&metadata(change))?;
+    if let LuaValue::Table(metadata) = &metadata {
+        // beyond what a double holds, one day
+        metadata.raw_set("commit_lsn", change.transaction.commit_lsn.0.to_string())?;
+    }
+    given.raw_set("metadata", metadata)?;
     if let Some(message) = &change.message {
         let made = lua.create_table()?;
         made.raw_set("prefix", message.prefix.as_str())?;

@@ -105,7 +105,7 @@ impl Step {
                 return each(parts, |part| match scope.covers(&part)? {
                     true => {
                         let columns = columns_of(columns, &part)?;
-                        function.apply(part, &columns)
+                        function.apply(&part, &columns)
                     }
                     false => Ok(vec![part]),
                 });
