@@ -28,6 +28,7 @@ use crate::{
     config::Config,
     disk::RealDisk,
     error::{Class, Classify, Error, Result, ResultExt},
+    format::Names,
     journal::{self, Journal, Token},
     sink,
     transform::Filter,
@@ -181,6 +182,11 @@ fn delivering(
     let mut context = sink::Context::new(&config.data_dir, names, capturing.journal.lineage());
     context.queues = queues.clone();
     Ok(Delivering::new((name, &source), sink, capturing, (catalog.clone(), context)))
+}
+
+/// The names that the messages of `sink` may carry, which reads `source`.
+pub fn names_of(config: &Config, source: &str, sink: &str) -> Names {
+    config.source.get(source).map_or_else(Names::default, |s| capturing::names(source, s, sink))
 }
 
 /// Where the journal of `source` lives.
