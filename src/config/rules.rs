@@ -294,3 +294,48 @@ impl Outbox {
 fn is_full_name(name: &str) -> bool {
     name.split_once('.').is_some_and(|(schema, table)| !schema.is_empty() && !table.is_empty())
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::config::{Config, Environment};
+
+    #[test]
+    fn a_rule_that_cannot_stand_is_placed_and_mended() {
+        let head = "[source.app]\nkind = \"postgres\"\nurl = \"postgres://h/d\"\n\
+                    [sink.s]\nkind = \"stdout\"\n";
+        for (rules, told) in [
+            (
+                "[[sink.s.transform]]\ntables = [\"public.*\"]",
+                "t:6:1: `sink.s.transform[0]` does nothing",
+            ),
+            (
+                "[[sink.s.transform]]\ndrop = [\"a\"]\nset = { b = \"1\" }",
+                "`sink.s.transform[0]` has both `drop` and `set`, whose order is not told",
+            ),
+            (
+                "[[sink.s.transform]]\nexplode = \"record.a\"",
+                "`explode` and `as` without the other",
+            ),
+            (
+                "[[sink.s.transform]]\nmask = { a = \"hide\" }",
+                "t:7:10: `sink.s.transform[0].mask.a` is \"hide\", which is no mask \
+                 (one of: hash, redact, drop, or truncate:4)",
+            ),
+            ("[[sink.s.transform]]\nmask = { a = \"hash\" }", "but the sink has no `mask_key`"),
+            (
+                "[[sink.s.transform]]\ntables = [\"a\"]\ndrop = [\"a\"]",
+                "tables[0]` names no schema",
+            ),
+            ("[sink.s.outbox]\n", "`sink.s.outbox` names neither table nor message prefix"),
+            (
+                "[sink.s.outbox]\ntable = \"outbox\"",
+                "t:7:9: `sink.s.outbox.table` is no `schema.tab",
+            ),
+            ("[[sink.s.transform]]\nmaks = { a = \"drop\" }", "did you mean `mask`?"),
+        ] {
+            let parsed = Config::parse_in(&format!("{head}{rules}"), "t", &Environment::default());
+            let said = parsed.unwrap_err().to_string();
+            assert!(said.contains(told), "{said}\n  lacks {told}");
+        }
+    }
+}

@@ -794,3 +794,44 @@ fn route_key_and_headers_are_those_of_the_reshaped_change() {
     let plain = shape(rules, message("note", "x")).unwrap();
     assert_eq!(plain, [message("note", "x")], "a message has no row to read");
 }
+
+#[test]
+fn an_expression_at_the_edge_of_its_types_fails_or_gives_a_value_but_never_panics() {
+    let small = "-9223372036854775808";
+    for text in [
+        format!("{small} / -1"),
+        format!("{small} % -1"),
+        format!("-({small})"),
+        format!("{small} - 1 * record.id"),
+        "int(1e300) + uint(-1.0) + int('x')".into(),
+        "record.id % 0".into(),
+        "timestamp('9999-12-31T23:59:59Z') + duration('999999h')".into(),
+        "duration('9223372036s') * 2".into(),
+        "timestamp('x') > timestamp(record.email)".into(),
+        "record.email.matches('(') || record.email.matches('(a+)+$')".into(),
+        "'äöü'.substring(1, 2) + 'äöü'.substring(2, 1) + 'x'.charAt(9) + 'x'.substring(-1)".into(),
+        "'äöü'.substring(9)".into(),
+        "'äöü'.charAt(-1)".into(),
+        "'a,b'.split(',', -5)[9]".into(),
+        "'%d %s %f %x'.format([1])".into(),
+        "'%.99999f'.format([1.0])".into(),
+        "[1, 2].slice(5, 2)".into(),
+        "[1, 2].slice(-1, 1)".into(),
+        "record.items[-1]".into(),
+        "record.items[99999999999]".into(),
+        "lists.range(-5)".into(),
+        "math.bitShiftLeft(1, 99) + math.bitShiftRight(1, -1)".into(),
+        "base64.decode('!!')".into(),
+        "{'a': 1}[record.id] == {record.items: 1}".into(),
+        "'x'.replace('', 'y', 5) + 'äx'.indexOf('x', 99)".into(),
+        "[3, 'a', null].sort()".into(),
+        "[[1], [[2]]].flatten(-1)".into(),
+        format!("{}1{}", "(".repeat(60), ")".repeat(60)),
+    ] {
+        if let Ok(mut transform) =
+            compile(&format!("transform = [{{ set = {{ x = '''{text}''' }} }}]"))
+        {
+            let _ = transform.shape(update());
+        }
+    }
+}
