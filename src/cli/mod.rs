@@ -31,6 +31,7 @@ pub mod run;
 pub mod sink;
 pub mod source;
 pub mod tail;
+pub mod transform;
 
 const ERROR: Style = AnsiColor::Red.on_default().bold();
 const HELP: Style = AnsiColor::Cyan.on_default().bold();
@@ -112,6 +113,9 @@ pub enum Command {
     /// What a journal holds, and whether a byte of it was altered
     #[command(subcommand)]
     Journal(journal::Command),
+    /// Try the rules of a sink on changes that the journal holds
+    #[command(subcommand)]
+    Transform(transform::Command),
     /// Print the completions of a shell
     Completions(completions::Args),
     /// Write the manual pages into a directory
@@ -134,6 +138,7 @@ impl Cli {
             Command::Sink(command) => sink::run(command, &self.global).await,
             Command::Dlq(command) => dlq::run(command, &self.global).await,
             Command::Journal(command) => journal::run(command, &self.global).await,
+            Command::Transform(command) => transform::run(command, &self.global).await,
             Command::Completions(args) => completions::run(args).await,
             Command::Man(args) => man::run(args).await,
         }

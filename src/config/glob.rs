@@ -29,8 +29,9 @@ impl Globs {
     }
 }
 
-/// Goes back to the last `*` alone, so that the time is bounded by the product of the lengths.
-fn matches(glob: &str, name: &str) -> bool {
+/// Whether a name is one that a glob means. Goes back to the last `*` alone, so that the time is
+/// bounded by the product of the lengths.
+pub(crate) fn matches(glob: &str, name: &str) -> bool {
     let (mut glob, mut name) = (glob.chars(), name.chars());
     let mut last_star = None;
     loop {

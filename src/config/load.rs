@@ -8,7 +8,7 @@ use std::{
 use serde::Deserialize;
 
 use super::{
-    Config, cdc,
+    Config, Rules, cdc,
     document::{self, Place, Places, Table},
     environment::{self, Environment},
     interpolate::escape,
@@ -91,6 +91,30 @@ impl Config {
         cdc::expand(&mut config, &reader.places)?;
         validate::check(&config, &reader.places)?;
         Ok(config)
+    }
+}
+
+impl Rules {
+    /// Loads rules alone, to be tried in place of those of a sink.
+    pub fn load(path: &Path) -> Result<Self> {
+        let origin = path.display().to_string();
+        let text =
+            fs::read_to_string(path).class(Class::Config, || format!("cannot read {origin}"))?;
+        let environment = Environment::process();
+        let mut reader = Reader { environment: &environment, places: Places::new(&origin) };
+        let whole = Place::Whole(origin.as_str().into());
+        let document = document::parse(&text, &origin)?;
+        let at = At { path: "", place: &whole };
+        let table = reader.record(document, &shape::record_of::<Self>(), at)?;
+        let rules = Self::deserialize(table)
+            .map_err(|_| Error::bug(format!("{origin}: passes the checks, but does not load")))?;
+        match rules.problem() {
+            None => Ok(rules),
+            Some(problem) => {
+                let what = format!("`{}` {}", problem.path, problem.what);
+                Err(reader.places.error(&problem.path, &what).remedy(problem.remedy))
+            }
+        }
     }
 }
 

@@ -19,6 +19,7 @@ mod interpolate;
 mod load;
 mod read;
 mod reference;
+mod rules;
 mod secret;
 mod shape;
 mod sink;
@@ -26,15 +27,16 @@ mod sink;
 mod tests;
 mod validate;
 
-pub(crate) use self::interpolate::escape;
 pub use self::{
     cdc::{Cdc, Emitter},
     environment::Environment,
     from::From,
     glob::Globs,
+    rules::{Mask, Outbox, Rules, Step},
     secret::Secret,
     sink::*,
 };
+pub(crate) use self::{glob::matches as glob_matches, interpolate::escape};
 
 /// `walrace.toml`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -132,7 +132,7 @@ fn sections(record: &Record) -> Vec<&Field> {
 fn is_section(shape: &Shape) -> bool {
     match shape {
         Shape::Record(_) => true,
-        Shape::Map(values) => matches!(values.as_ref(), Shape::Record(_)),
+        Shape::Map(values) | Shape::List(values) => matches!(values.as_ref(), Shape::Record(_)),
         _ => false,
     }
 }
@@ -164,6 +164,29 @@ fn toml_section(text: &mut String, field: &Field) {
         text.push('\n');
         comment(text, "The keys of every sink, whatever its kind:");
         toml_fields(text, &record.fields);
+        for nested in record.fields.iter().filter(|nested| is_section(&nested.shape)) {
+            toml_nested(text, &format!("{}.{}", field.name, table_name(field, kind)), nested);
+        }
+    }
+}
+
+/// A section of a named table. Of a list, whose entries take one of their keys each, only the docs.
+fn toml_nested(text: &mut String, table: &str, field: &Field) {
+    text.push('\n');
+    comment(text, &field.doc);
+    match &field.shape {
+        Shape::Record(record) => {
+            text.push_str(&format!("#[{table}.{}]\n", field.name));
+            toml_fields(text, &record.fields);
+        }
+        Shape::List(items) => {
+            comment(text, &format!("[[{table}.{}]]", field.name));
+            let Shape::Record(record) = items.as_ref() else { return };
+            for field in &record.fields {
+                comment(text, &format!("  {}: {}", field.name, field.doc));
+            }
+        }
+        _ => {}
     }
 }
 
@@ -221,6 +244,19 @@ fn markdown_kinds(text: &mut String, field: &Field, record: &Record) {
     if !record.fields.is_empty() {
         text.push_str("\nWhatever the kind:\n");
         markdown_table(text, &record.fields);
+        for nested in record.fields.iter().filter(|nested| is_section(&nested.shape)) {
+            let (open, close, fields) = match &nested.shape {
+                Shape::Record(record) => ("[", "]", &record.fields),
+                Shape::List(items) => match items.as_ref() {
+                    Shape::Record(record) => ("[[", "]]", &record.fields),
+                    _ => continue,
+                },
+                _ => continue,
+            };
+            let name = format!("{open}{}.NAME.{}{close}", field.name, nested.name);
+            let _ = write!(text, "\n### `{name}`\n\n{}\n", nested.doc);
+            markdown_table(text, fields);
+        }
     }
     for kind in &record.kinds {
         let name = &kind.word.name;
@@ -346,7 +382,8 @@ mod tests {
 
     #[test]
     fn the_reference_loads_when_all_of_it_is_uncommented() {
-        let variables = ["PGPASSWORD", "WEBHOOK_SECRET", "WEBHOOK_HMAC_SECRET"].map(|n| (n, "x"));
+        let variables =
+            ["PGPASSWORD", "WEBHOOK_SECRET", "WEBHOOK_HMAC_SECRET", "MASK_KEY"].map(|n| (n, "x"));
         // dlq_path may stand in one of two places only
         let text = uncommented().replacen("\ndlq_path", "\n#dlq_path", 1);
         let config = Config::parse_in(&text, "reference", &Environment::of(variables)).unwrap();

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{From, Secret, yes};
+use super::{From, Rules, Secret, yes};
 use crate::change::Op;
 
 /// A destination: what all kinds share, and what its kind adds.
@@ -81,6 +81,9 @@ pub struct Sink {
     /// What the journal keeps for this sink when its disk runs short.
     #[serde(default)]
     pub retain: Retain,
+    /// What it makes of changes before they are delivered.
+    #[serde(flatten)]
+    pub rules: Rules,
     /// The kind of target and its options.
     #[serde(flatten)]
     pub kind: SinkKind,
@@ -445,6 +448,7 @@ impl Sink {
             parked_changes_max: parked_changes_max(),
             parked_bytes_max: parked_bytes_max(),
             retain: Retain::default(),
+            rules: Rules::default(),
             kind,
         }
     }

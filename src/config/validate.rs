@@ -7,7 +7,9 @@ use std::{
 
 use url::Url;
 
-use super::{Config, Postgres, Secret, Sink, SinkKind, Source, document::Places, read::hint};
+use super::{
+    Config, Postgres, Rules, Secret, Sink, SinkKind, Source, document::Places, read::hint,
+};
 use crate::error::{Error, Result};
 
 /// Leaves room for `walrace_` and a suffix in the 63 bytes of a PostgreSQL name.
@@ -100,6 +102,7 @@ impl Check<'_> {
                 );
                 return Err(self.places.error(&format!("{path}.retry_ms_min"), &what));
             }
+            self.rules(&path, &sink.rules)?;
             self.target(&path, &sink.kind)?;
         }
         Ok(())
@@ -120,6 +123,13 @@ impl Check<'_> {
             }
             _ => Ok(()),
         }
+    }
+
+    fn rules(&self, path: &str, rules: &Rules) -> Result<()> {
+        let Some(problem) = rules.problem() else { return Ok(()) };
+        let path = format!("{path}.{}", problem.path);
+        let error = self.places.error(&path, &format!("`{path}` {}", problem.what));
+        Err(error.remedy(problem.remedy))
     }
 
     fn target(&self, path: &str, kind: &SinkKind) -> Result<()> {
@@ -247,7 +257,7 @@ impl Check<'_> {
 }
 
 /// What is wrong with a glob over `schema.table`.
-fn glob_problem(glob: &str) -> Option<&'static str> {
+pub(super) fn glob_problem(glob: &str) -> Option<&'static str> {
     let name = glob.strip_prefix('!').unwrap_or(glob);
     if name.is_empty() {
         return Some("is empty");

@@ -7,6 +7,7 @@ mod debezium;
 mod json;
 mod native;
 mod pretty;
+mod read;
 mod schemas;
 mod sequin;
 mod table;
@@ -16,6 +17,7 @@ mod tests;
 mod wal2json;
 mod walstream;
 
+pub(crate) use self::read::{Reading, one_line};
 pub use self::{schemas::schema, template::Template, walstream::ChangeRecord};
 
 /// The names that a message may carry beside the change.

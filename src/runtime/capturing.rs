@@ -264,15 +264,7 @@ impl Capturing {
 
     /// The names that the messages of `sink` may carry.
     pub(super) fn names(&self, sink: &str) -> Names {
-        let config::Source::Postgres(postgres) = &self.config;
-        let url = url::Url::parse(postgres.url.expose()).ok();
-        let part = |part: Option<&str>| part.unwrap_or_default().to_owned();
-        Names {
-            source: self.name.clone(),
-            database: part(url.as_ref().map(|url| url.path().trim_start_matches('/'))),
-            hostname: part(url.as_ref().and_then(|url| url.host_str())),
-            sink: sink.to_owned(),
-        }
+        names(&self.name, &self.config, sink)
     }
 
     pub(super) fn name(&self) -> &str {
@@ -329,5 +321,18 @@ impl Capturing {
         }
         movement.server = server;
         movement.at.elapsed().as_secs()
+    }
+}
+
+/// The names that the messages of `sink` may carry, which reads the source `name`.
+pub(super) fn names(name: &str, source: &config::Source, sink: &str) -> Names {
+    let config::Source::Postgres(postgres) = source;
+    let url = url::Url::parse(postgres.url.expose()).ok();
+    let part = |part: Option<&str>| part.unwrap_or_default().to_owned();
+    Names {
+        source: name.to_owned(),
+        database: part(url.as_ref().map(|url| url.path().trim_start_matches('/'))),
+        hostname: part(url.as_ref().and_then(|url| url.host_str())),
+        sink: sink.to_owned(),
     }
 }

@@ -30,6 +30,7 @@ use crate::{
     config::Config,
     disk::RealDisk,
     error::{Class, Classify, Error, Result, ResultExt},
+    format::Names,
     journal::{self, Journal, Token},
     parking::Parking,
     sink,
@@ -191,6 +192,11 @@ fn delivering(
     context.queues = queues.clone();
     let stores = (catalog.clone(), parking.clone(), context);
     Ok(Delivering::new((name, &source), sink, capturing, stores))
+}
+
+/// The names that the messages of `sink` may carry, which reads `source`.
+pub fn names_of(config: &Config, source: &str, sink: &str) -> Names {
+    config.source.get(source).map_or_else(Names::default, |s| capturing::names(source, s, sink))
 }
 
 /// Where the journal of `source` lives.

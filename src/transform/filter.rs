@@ -72,10 +72,29 @@ impl Filter {
         self.filtered
     }
 
+    /// The rule that leaves a change out, if one does: the key under which it is written.
+    pub fn reason(&mut self, change: &Change) -> Option<&'static str> {
+        let named = |table: &Arc<Table>| {
+            let schema = self.schemas.is_empty() || self.schemas.contains(&table.schema);
+            if schema { "tables" } else { "schemas" }
+        };
+        let of_table = change.table.as_ref().map_or("tables", named);
+        match (change.op, self.passes(change)) {
+            (_, true) => None,
+            (Op::Read, _) if !self.reads => Some("reads"),
+            (op, _) if op != Op::Read && !self.passes_operation(op) => Some("operations"),
+            _ => Some(of_table),
+        }
+    }
+
+    fn passes_operation(&self, op: Op) -> bool {
+        self.operations.is_empty() || self.operations.contains(&op)
+    }
+
     fn passes(&mut self, change: &Change) -> bool {
         let operation = match change.op {
             Op::Read => self.reads,
-            op => self.operations.is_empty() || self.operations.contains(&op),
+            op => self.passes_operation(op),
         };
         operation && change.table.as_ref().is_none_or(|table| self.passes_table(table))
     }

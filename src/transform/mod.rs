@@ -1,31 +1,221 @@
 //! What a sink's rules make of changes, between the journal and the sink: pure, no I/O.
+//!
+//! ```text
+//!   Filter ─► where ─► outbox ─┬─ event ──────────────────────────────────────► sink
+//!                              └─ other ─► steps, in order ─► route, key, headers ─► sink
+//! ```
+//!
+//! A change that the rules reshape is a change still: a table of its own and rows that fit it, so
+//! that formats and sinks see no difference.
 
+mod edit;
+mod expression;
 mod filter;
+mod function;
+mod outbox;
+mod plain;
+mod scope;
+mod step;
+#[cfg(test)]
+mod tests;
+mod view;
+
+use std::sync::Arc;
 
 pub use filter::Filter;
 
-use crate::{change::Change, config, error::Result};
+use self::{
+    expression::Expression,
+    outbox::{Outbox, Sorted},
+    plain::Plain,
+    step::Step,
+    view::{ByTable, Columns, View},
+};
+use crate::{
+    change::Change,
+    config,
+    error::{Result, ResultExt},
+};
 
 /// The rules of one sink beyond its [`Filter`].
 #[derive(Debug)]
-pub struct Transform {}
+pub struct Transform {
+    sink: String,
+    condition: Option<Expression>,
+    outbox: Option<Outbox>,
+    steps: Vec<Step>,
+    message: MessageRules,
+    columns: ByTable<(), Arc<Columns>>,
+}
+
+/// What is decided about the message of a change, once its rows are as they will be.
+#[derive(Debug, Default)]
+struct MessageRules {
+    route: Option<Expression>,
+    key: Option<Expression>,
+    headers: Vec<(String, Expression)>,
+}
+
+/// What became of one change.
+#[derive(Debug)]
+pub enum Shape {
+    /// A rule left it out: its name.
+    LeftOut(String),
+    /// Itself, or the parts that it was exploded into, in order.
+    Passed(Vec<Change>),
+}
 
 impl Transform {
     /// Compiles the rules of the sink `name`. A mistake in one is an error of class `Config` that
     /// names rule, line and column.
     pub fn new(name: &str, sink: &config::Sink) -> Result<Self> {
-        let _ = (name, sink);
-        Ok(Self {})
+        Self::compile(name, &sink.rules).context(|| format!("sink {name}"))
+    }
+
+    fn compile(name: &str, rules: &config::Rules) -> Result<Self> {
+        let expression = |rule: &str, text: &Option<String>| {
+            text.as_ref().map(|text| Expression::compile(rule, text)).transpose()
+        };
+        let header = |(name, text): (&String, &String)| {
+            Ok((name.clone(), Expression::compile(&format!("message_headers.{name}"), text)?))
+        };
+        Ok(Self {
+            sink: name.to_owned(),
+            condition: expression("where", &rules.condition)?,
+            outbox: rules.outbox.as_ref().map(Outbox::new),
+            steps: steps(rules)?,
+            message: MessageRules {
+                route: expression("route", &rules.route)?,
+                key: expression("message_key", &rules.message_key)?,
+                headers: rules.message_headers.iter().map(header).collect::<Result<_>>()?,
+            },
+            columns: ByTable::default(),
+        })
     }
 
     /// Whether every change passes as it is.
     pub fn is_plain(&self) -> bool {
-        true
+        let shapes = !self.steps.is_empty() || self.outbox.is_some();
+        self.condition.is_none() && !shapes && self.message.is_empty()
     }
 
     /// What becomes of one change: nothing where a rule leaves it out, itself, or the parts that
     /// it explodes into, numbered. An error, of class `Data`, makes a dead letter of the change.
     pub fn shape(&mut self, change: Change) -> Result<Vec<Change>> {
-        Ok(vec![change])
+        match self.explain(change)? {
+            Shape::LeftOut(_) => Ok(Vec::new()),
+            Shape::Passed(changes) => Ok(changes),
+        }
+    }
+
+    /// As [`Self::shape`], with the name of the rule that leaves a change out.
+    pub fn explain(&mut self, change: Change) -> Result<Shape> {
+        if self.is_plain() {
+            return Ok(Shape::Passed(vec![change]));
+        }
+        self.run(change).context(|| format!("by the rules of sink {}", self.sink))
+    }
+
+    fn run(&mut self, change: Change) -> Result<Shape> {
+        if let Some(condition) = &self.condition {
+            let columns = columns_of(&mut self.columns, &change)?;
+            if !condition.holds(&View::new(&change, &columns))? {
+                return Ok(Shape::LeftOut(condition.rule().to_owned()));
+            }
+        }
+        let change = match &mut self.outbox {
+            None => change,
+            Some(outbox) => match outbox.sort(change)? {
+                Sorted::Event(event) => return Ok(Shape::Passed(vec![event])),
+                Sorted::Nothing => return Ok(Shape::LeftOut("outbox".to_owned())),
+                Sorted::Other(change) => change,
+            },
+        };
+        let closes = change.closes_transaction;
+        let mut parts = vec![change];
+        for step in &mut self.steps {
+            parts = step.apply(parts, &mut self.columns)?;
+            if parts.is_empty() {
+                return Ok(Shape::LeftOut(step.rule().to_owned()));
+            }
+        }
+        let last = parts.len() - 1;
+        for (number, part) in parts.iter_mut().enumerate() {
+            self.message.apply(part, &mut self.columns)?;
+            part.closes_transaction = closes && number == last;
+            if last > 0 {
+                part.shaped_mut().part = u32::try_from(number).unwrap_or(u32::MAX);
+            }
+        }
+        Ok(Shape::Passed(parts))
+    }
+}
+
+impl MessageRules {
+    fn is_empty(&self) -> bool {
+        self.route.is_none() && self.key.is_none() && self.headers.is_empty()
+    }
+
+    /// Decides what no function has decided yet. A change without a row keeps the sink's own where
+    /// an expression needs one.
+    fn apply(&self, change: &mut Change, columns: &mut ByTable<(), Arc<Columns>>) -> Result<()> {
+        if self.is_empty() {
+            return Ok(());
+        }
+        let columns = columns_of(columns, change)?;
+        let view = View::new(change, &columns);
+        let text = |expression: &Expression| match expression.text(&view) {
+            Err(_) if !view.has_row() => Ok(None),
+            text => text,
+        };
+        let optional = |expression: &Option<Expression>| match expression {
+            Some(expression) => text(expression),
+            None => Ok(None),
+        };
+        let (route, key) = (optional(&self.route)?, optional(&self.key)?);
+        let mut headers = Vec::with_capacity(self.headers.len());
+        for (name, expression) in &self.headers {
+            if let Some(value) = text(expression)? {
+                headers.push((name.clone(), value));
+            }
+        }
+        if route.is_none() && key.is_none() && headers.is_empty() {
+            return Ok(());
+        }
+        let shaped = change.shaped_mut();
+        shaped.route = shaped.route.take().or(route);
+        shaped.key = shaped.key.take().or(key);
+        headers.retain(|(name, _)| !shaped.headers.iter().any(|(other, _)| other == name));
+        shaped.headers.extend(headers);
+        Ok(())
+    }
+}
+
+/// The steps; adjacent ones that only choose, rename and hide columns are one.
+fn steps(rules: &config::Rules) -> Result<Vec<Step>> {
+    let mut steps = Vec::new();
+    let mut run = Plain::new(rules.mask_key.as_ref());
+    for (index, step) in rules.transform.iter().enumerate() {
+        let rule = format!("transform[{index}]");
+        if run.add(step).context(|| rule.clone())? {
+            continue;
+        }
+        if !run.is_empty() {
+            let next = Plain::new(rules.mask_key.as_ref());
+            steps.push(Step::Plain(std::mem::replace(&mut run, next)));
+        }
+        steps.push(Step::new(&rule, step)?);
+    }
+    if !run.is_empty() {
+        steps.push(Step::Plain(run));
+    }
+    Ok(steps)
+}
+
+/// The columns of the change's table; none for a message.
+fn columns_of(columns: &mut ByTable<(), Arc<Columns>>, change: &Change) -> Result<Arc<Columns>> {
+    match &change.table {
+        Some(table) => columns.get(table, (), || Ok(Arc::new(Columns::of(table)))),
+        None => Ok(Arc::default()),
     }
 }

@@ -30,6 +30,7 @@ mod large_change;
 mod operation;
 mod parking;
 mod progress;
+mod rules;
 mod sink;
 mod source;
 mod source_history;
