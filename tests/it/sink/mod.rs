@@ -16,6 +16,7 @@ mod custom;
 mod postgres;
 mod queue;
 mod receiver;
+mod replica;
 #[expect(dead_code, reason = "the conformance suite is made of it")]
 pub(crate) mod target;
 mod webhook;

@@ -1,17 +1,10 @@
 //! The `postgres` sink against a second PostgreSQL: rows, transactions, refusals, and the whole
 //! binary between two servers.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use serde_json::{Value as Json, json};
-use tokio::task::JoinSet;
 use uuid::Uuid;
 use walrace::{
     change::{Batch, Before, Change, Lsn, Op, Row, Timestamp, Transaction, Value},
@@ -21,7 +14,7 @@ use walrace::{
 };
 
 use super::{batch, delivers, fails, open, target::Target, truncate, write};
-use crate::kit::{Cluster, Ledger, Pace, Proxy, Server, Setup, Stop, source_toml, wait_for};
+use crate::kit::{Cluster, Proxy, Stop, wait_for};
 
 /// A second PostgreSQL, whose tables the sink creates.
 pub(crate) struct Postgres {
@@ -52,7 +45,13 @@ impl Target for Postgres {
     }
 
     async fn start(&mut self) {
-        self.cluster.up().await;
+        // What the kit waits with is not `Send`, as this future must be: it gets its own thread.
+        let cluster = &mut self.cluster;
+        let up = || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.unwrap().block_on(cluster.up());
+        };
+        std::thread::scope(|scope| scope.spawn(up).join()).unwrap();
     }
 
     async fn content(&mut self) -> Vec<Json> {
