@@ -57,7 +57,7 @@ impl Target {
             .parse()
             .map_err(|_| malformed("an option is unknown or has a wrong value"))?;
         config.ssl_mode(tls.mode.negotiation());
-        if config.get_user().is_none() {
+        if config.get_user().is_none_or(str::is_empty) {
             return Err(malformed("it names no user"));
         }
         if config.get_application_name().is_none() {

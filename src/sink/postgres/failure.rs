@@ -48,6 +48,10 @@ fn remedy(code: &str) -> Option<&'static str> {
             "grant the sink's user insert, update, delete, truncate and select on the target's \
              tables, and create on its database for the progress table"
         }
+        "0A000" => {
+            "of a truncate: drop the foreign keys of tables that are not truncated too, or set \
+             on_truncate = \"ignore\""
+        }
         "3D000" => "create the database, or name another in the sink's url",
         "42P01" => "create the table, or set missing_table = \"create\"",
         "42703" => "add the column, or set missing_columns",

@@ -127,12 +127,17 @@ impl Postgres {
             return Ok(());
         }
         session.mark().await?;
-        let filtered = match self.apply_together(session, changes).await {
-            Err(error) if error.class() == Class::Data => {
-                session.undo().await?;
-                self.apply_singly(session, changes).await?
+        let filtered = loop {
+            match self.apply_together(session, changes).await {
+                Err(error) if error.class() != Class::Data => return Err(error),
+                Err(_) if session.was_copy_in_vain() => session.undo().await?,
+                Err(_) => {
+                    session.undo().await?;
+                    session.keep_order();
+                    break self.apply_singly(session, changes).await?;
+                }
+                Ok(filtered) => break filtered,
             }
-            other => other?,
         };
         failpoint::reach("postgres::after_rows");
         self.context.count_filtered(filtered);

@@ -35,7 +35,7 @@ pub(super) struct Runs {
 /// What becomes of a run.
 #[derive(Debug)]
 pub(super) enum Write {
-    /// New rows, by COPY, or by `Upsert` where one of them is there already.
+    /// New rows, by COPY.
     Copy(Vec<Row>),
     /// A statement, and how many rows it must find.
     Statement { shape: Shape, rows: Rows, expected: Option<u64> },
@@ -161,7 +161,8 @@ impl Run {
         if may_copy && plan.may_copy && only_new && put.len() >= COPY_ROWS_MIN {
             writes.push(Write::Copy(put));
         } else if !put.is_empty() {
-            writes.push(Write::put(plan, &put)?);
+            let shape = if plan.key.is_empty() { Shape::Insert } else { Shape::Upsert };
+            writes.push(Write::new(plan, shape, &put)?);
         }
         Ok(writes)
     }
@@ -176,12 +177,6 @@ impl Write {
             filled.push(plan, &parameters, &[row])?;
         }
         Ok(Write::Statement { shape, rows: filled, expected: None })
-    }
-
-    /// Rows that are new, or may be.
-    pub(super) fn put(plan: &Plan, rows: &[Row]) -> Result<Self> {
-        let shape = if plan.key.is_empty() { Shape::Insert } else { Shape::Upsert };
-        Self::new(plan, shape, rows)
     }
 
     /// One statement for an old row and what it becomes; each has half of the values.

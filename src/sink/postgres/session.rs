@@ -31,6 +31,8 @@ const WAITING_MAX: usize = 256;
 /// Prepared statements at most: an update has one for each set of columns that it changes.
 const STATEMENTS_MAX: usize = 1_000;
 
+const BEGIN: &str = "begin isolation level read committed";
+
 /// The transaction of the source that is open at the target.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Open {
@@ -45,11 +47,13 @@ pub(super) struct Session {
     plans: Plans,
     statements: HashMap<(usize, Shape), Statement>,
     /// Tables of which a row was there already when COPY brought it.
-    copied_in_vain: HashSet<usize>,
+    not_copied: HashSet<String>,
+    copy_in_vain: bool,
     runs: Runs,
     truncates: Vec<String>,
     waiting: VecDeque<Waiting>,
     is_begun: bool,
+    has_savepoint: bool,
     pub(super) open: Option<Open>,
     /// The statement that moves the progress.
     pub(super) advance: Option<Statement>,
@@ -75,11 +79,13 @@ impl Session {
             connection,
             plans: Plans::default(),
             statements: HashMap::new(),
-            copied_in_vain: HashSet::new(),
+            not_copied: HashSet::new(),
+            copy_in_vain: false,
             runs: Runs::default(),
             truncates: Vec::new(),
             waiting: VecDeque::new(),
             is_begun: false,
+            has_savepoint: false,
             open: None,
             advance: None,
         }
@@ -98,25 +104,41 @@ impl Session {
     /// Begins the transaction unless it is open.
     pub(super) async fn begin(&mut self) -> Result<()> {
         if !self.is_begun {
-            self.run("begin isolation level read committed; savepoint walrace_write").await?;
-            self.is_begun = true;
+            self.run(BEGIN).await?;
+            (self.is_begun, self.has_savepoint) = (true, false);
         }
         Ok(())
     }
 
-    /// Marks the place to come back to, in a transaction that it begins unless it is open.
+    /// Marks the place to come back to: the begin of the transaction, or a savepoint in one that is
+    /// open already. A savepoint is dear for the target's readers, so most writes have none.
     pub(super) async fn mark(&mut self) -> Result<()> {
-        match self.is_begun {
-            true => self.run("release savepoint walrace_write; savepoint walrace_write").await,
-            false => self.begin().await,
+        if !self.is_begun {
+            return self.begin().await;
+        }
+        let release = if self.has_savepoint { "release savepoint walrace_write; " } else { "" };
+        self.has_savepoint = true;
+        self.run(&format!("{release}savepoint walrace_write")).await
+    }
+
+    /// Undoes everything since the mark.
+    pub(super) async fn undo(&mut self) -> Result<()> {
+        self.forget();
+        match self.has_savepoint {
+            true => self.run("rollback to savepoint walrace_write").await,
+            false => self.run(&format!("rollback; {BEGIN}")).await,
         }
     }
 
-    /// Undoes everything since the mark; from then on tables are written in their order.
-    pub(super) async fn undo(&mut self) -> Result<()> {
-        self.forget();
+    /// From now on tables are written in the order of their changes.
+    pub(super) fn keep_order(&mut self) {
         self.runs.in_order = true;
-        self.run("rollback to savepoint walrace_write").await
+    }
+
+    /// Whether COPY brought a row that was there already, since this was last asked. It is not used
+    /// for that table again.
+    pub(super) fn was_copy_in_vain(&mut self) -> bool {
+        std::mem::take(&mut self.copy_in_vain)
     }
 
     pub(super) async fn commit(&mut self) -> Result<()> {
@@ -138,7 +160,6 @@ impl Session {
         self.runs.take();
         self.plans = Plans::default();
         self.statements.clear();
-        self.copied_in_vain.clear();
     }
 
     /// The plan of a table.
@@ -152,7 +173,7 @@ impl Session {
             Ok(plan) => return Ok(plan),
             Err(target) => target,
         };
-        self.flush().await?; // what it may create comes after what was before it
+        self.settle().await?; // a statement that failed would hide behind the next one's error
         let client = self.client();
         self.plans.make(&client, (table, target), policy).await
     }
@@ -241,11 +262,10 @@ impl Session {
 
     async fn write_run(&mut self, run: Run) -> Result<()> {
         let plan = Arc::clone(&run.plan);
-        let may_copy = !self.copied_in_vain.contains(&plan.number);
+        let may_copy = !self.not_copied.contains(&plan.name);
         for write in run.writes(may_copy)? {
             match write {
-                Write::Copy(rows) if self.copy(&plan, &rows).await? => {}
-                Write::Copy(rows) => self.send(&plan, Write::put(&plan, &rows)?).await?,
+                Write::Copy(rows) => self.copy(&plan, &rows).await?,
                 write => self.send(&plan, write).await?,
             }
         }
@@ -315,24 +335,22 @@ impl Session {
         Ok(statement)
     }
 
-    /// Brings new rows by COPY. `false`: one of them is there already, and nothing was written.
-    async fn copy(&mut self, plan: &Arc<Plan>, rows: &[Row]) -> Result<bool> {
+    /// Brings new rows by COPY, which refuses all where one of them is there already.
+    async fn copy(&mut self, plan: &Arc<Plan>, rows: &[Row]) -> Result<()> {
         self.settle().await?;
         let mut lines = Vec::new();
         for row in rows {
             run::copy_line(row, plan, &mut lines)?;
         }
-        self.run("savepoint walrace_copy").await?;
-        match copy_in(&self.client(), &sql::copy(plan), lines.into()).await {
-            Ok(_) => self.run("release savepoint walrace_copy").await.map(|()| true),
-            Err(error)
-                if error.code() == Some(&SqlState::UNIQUE_VIOLATION) && !plan.key.is_empty() =>
-            {
-                self.copied_in_vain.insert(plan.number);
-                self.run("rollback to savepoint walrace_copy").await.map(|()| false)
-            }
-            Err(error) => Err(refused(plan, &error)),
+        let done = copy_in(&self.client(), &sql::copy(plan), lines.into()).await;
+        if let Err(error) = &done
+            && error.code() == Some(&SqlState::UNIQUE_VIOLATION)
+            && !plan.key.is_empty()
+        {
+            self.not_copied.insert(plan.name.clone());
+            self.copy_in_vain = true;
         }
+        done.map(|_| ()).map_err(|error| refused(plan, &error))
     }
 }
 
