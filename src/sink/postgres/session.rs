@@ -15,7 +15,7 @@ use super::{
     connect::Connection,
     failure,
     run::{self, Run, Runs, Write},
-    sql::{self, Shape},
+    sql::Shape,
     step::{self, Step},
     table::{Plan, Plans, Policy, Target},
 };
@@ -342,7 +342,8 @@ impl Session {
         for row in rows {
             run::copy_line(row, plan, &mut lines)?;
         }
-        let done = copy_in(&self.client(), &sql::copy(plan), lines.into()).await;
+        let statement = self.statement(plan, Shape::Copy).await?;
+        let done = copy_in(&self.client(), &statement, lines.into()).await;
         if let Err(error) = &done
             && error.code() == Some(&SqlState::UNIQUE_VIOLATION)
             && !plan.key.is_empty()
@@ -356,10 +357,10 @@ impl Session {
 
 async fn copy_in(
     client: &Client,
-    statement: &str,
+    statement: &Statement,
     lines: Bytes,
 ) -> Result<u64, tokio_postgres::Error> {
-    let mut copy = pin!(client.copy_in::<_, Bytes>(statement).await?);
+    let mut copy = pin!(client.copy_in::<Statement, Bytes>(statement).await?);
     let sent = copy.send(lines).await;
     // The server's refusal is in the reply; that it took no more is only what follows from it.
     let done = copy.as_mut().finish().await?;

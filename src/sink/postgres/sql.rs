@@ -13,6 +13,8 @@ pub(super) enum Shape {
     Insert,
     /// New rows, or new values of those that are there: every column.
     Upsert,
+    /// New rows from a stream, by COPY: every column.
+    Copy,
     /// New values of these columns in rows that are there: the key, then the columns.
     Patch(Vec<usize>),
     /// Rows go: the key.
@@ -39,6 +41,7 @@ impl Shape {
         let all = 0..plan.columns.len();
         match self {
             Shape::Insert | Shape::Upsert | Shape::DeleteWhole => all.collect(),
+            Shape::Copy => Vec::new(),
             Shape::Delete => plan.key.clone(),
             Shape::Patch(set) => plan.key.iter().chain(set).copied().collect(),
             Shape::Clear | Shape::Rekey => plan.key.iter().chain(&plan.key).copied().collect(),
@@ -60,6 +63,9 @@ impl Shape {
                     "insert into {table} as t ({names}) overriding system value \
                      select {values} from {rows} as s{conflict}"
                 )
+            }
+            Shape::Copy => {
+                format!("copy {table} ({}) from stdin", list(plan, 0..plan.columns.len()))
             }
             Shape::Patch(set) => by_key(plan, &rows, set),
             Shape::Rekey => by_key(plan, &rows, &plan.key),
@@ -99,11 +105,6 @@ fn by_key(plan: &Plan, rows: &str, set: &[usize]) -> String {
     let set = set.iter().enumerate().map(|(at, &column)| (column, plan.key.len() + at));
     let set = assignments(plan, &set.collect::<Vec<_>>());
     format!("update {} as t set {set} from {rows} as s where {}", plan.name, equal(plan, "t", 0))
-}
-
-/// `copy ... from stdin` of every column.
-pub(super) fn copy(plan: &Plan) -> String {
-    format!("copy {} ({}) from stdin", plan.name, list(plan, 0..plan.columns.len()))
 }
 
 /// The rows of the parameters, each value `v0`, `v1` and so on with its type. The type has no

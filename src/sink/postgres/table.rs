@@ -16,11 +16,6 @@ use crate::{
 
 /// Oids below this one mean the same type in every server.
 const FIRST_OWN_OID: u32 = 16_384;
-/// json, xml, point, lseg, path, box, polygon, line and circle, and arrays of them, have no `=`
-/// that tells all values apart.
-const WITHOUT_EQUALITY: [u32; 18] =
-    [114, 142, 600, 601, 602, 603, 604, 628, 718, 199, 143, 1017, 1018, 1019, 1020, 1027, 629, 719];
-
 /// How the changes of one version of a table are written.
 #[derive(Debug)]
 pub(super) struct Plan {
@@ -50,6 +45,8 @@ pub(super) struct Column {
     pub(super) ty: String,
     /// `generated always as identity`: taken by an insert alone.
     pub(super) is_identity: bool,
+    /// Its type has an `=` of its own that tells all values apart, as that of `box` does not; any
+    /// other is compared as text.
     pub(super) has_equality: bool,
 }
 
@@ -199,7 +196,7 @@ struct Found {
 struct FoundColumn {
     name: String,
     ty: String,
-    base: u32,
+    has_equality: bool,
     is_generated: bool,
     is_identity: bool,
 }
@@ -217,7 +214,9 @@ const FIND_COLUMNS: &str = "
         where a.attrelid = $1 and a.attnum > 0 and not a.attisdropped
         union all
         select t.number, y.oid, y.typbasetype from typed t join pg_type y on y.oid = t.below)
-    select a.attname::text, format_type(t.oid, -1) as type, t.oid as base,
+    select a.attname::text, format_type(t.oid, -1) as type,
+        exists (select from pg_operator o where o.oprname = '=' and o.oprleft = t.oid
+            and o.oprright = t.oid and (o.oprcanhash or o.oprcanmerge)) as equality,
         a.attgenerated <> '' as generated, a.attidentity = 'a' as identity
     from typed t join pg_attribute a on a.attrelid = $1 and a.attnum = t.number
     where t.below = 0 order by a.attnum";
@@ -306,7 +305,7 @@ impl Look<'_> {
                 name: quote(&found.name),
                 ty: found.ty.clone(),
                 is_identity: found.is_identity,
-                has_equality: !WITHOUT_EQUALITY.contains(&found.base),
+                has_equality: found.has_equality,
             })
         });
         matched.collect()
@@ -319,7 +318,7 @@ impl Look<'_> {
             Ok(FoundColumn {
                 name: row.try_get("attname")?,
                 ty: row.try_get("type")?,
-                base: row.try_get("base")?,
+                has_equality: row.try_get("equality")?,
                 is_generated: row.try_get("generated")?,
                 is_identity: row.try_get("identity")?,
             })
