@@ -69,7 +69,8 @@ impl Target {
         Ok(Self { address: address(&config), config, tls, limit })
     }
 
-    /// A new connection, with the settings under which texts are read as the source wrote them.
+    /// A new connection, with the settings under which texts are read as the source wrote them. A
+    /// machine that dies within a transaction holds its locks no longer than the keepalives last.
     pub(super) async fn connect(&self) -> Result<Connection> {
         let opened = timeout(self.limit, self.try_connect()).await;
         opened.unwrap_or_else(|_| {
@@ -91,7 +92,9 @@ impl Target {
         let settings = format!(
             "set lock_timeout = {ms}; set statement_timeout = {ms}; set datestyle = 'ISO, YMD'; \
              set intervalstyle = 'postgres'; set xmloption = 'content'; \
-             set standard_conforming_strings = on; set idle_in_transaction_session_timeout = 0"
+             set standard_conforming_strings = on; \
+             set idle_in_transaction_session_timeout = '10min'; set tcp_keepalives_idle = 30; \
+             set tcp_keepalives_interval = 10; set tcp_keepalives_count = 3"
         );
         client.batch_execute(&settings).await.map_err(failed)?;
         Ok(Connection { client: Arc::new(client), _task: task })

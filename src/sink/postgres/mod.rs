@@ -297,3 +297,37 @@ impl Sink for Postgres {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{super::testing, *};
+    use crate::config::{PostgresTarget, Secret};
+
+    #[test]
+    fn a_transaction_is_closed_by_its_last_change_or_by_the_next_transaction() {
+        let mut changes = testing::batch(0..4).changes;
+        let ends = |changes: &mut [Change], xids: [u32; 4], closes: [bool; 4]| {
+            for (change, (xid, closes)) in changes.iter_mut().zip(xids.into_iter().zip(closes)) {
+                change.transaction = crate::change::Transaction { xid, ..Default::default() };
+                change.closes_transaction = closes;
+            }
+            closed(changes)
+        };
+        let (no, yes) = (false, true);
+        assert_eq!(ends(&mut changes, [1, 1, 1, 1], [no, no, no, no]), 0);
+        assert_eq!(ends(&mut changes, [1, 1, 2, 2], [no, yes, no, no]), 2);
+        assert_eq!(ends(&mut changes, [1, 1, 1, 2], [no, no, no, no]), 3);
+        assert_eq!(ends(&mut changes, [1, 2, 3, 3], [yes, yes, no, yes]), 4);
+        assert_eq!(closed(&[]), 0);
+    }
+
+    #[test]
+    fn only_a_sink_that_blocks_keeps_transactions_whole() {
+        let context = testing::context();
+        let mut options = PostgresTarget::to(Secret::new("postgres://u@h/d"));
+        let sink = |options: &_| Postgres::new(options, testing::with(&context)).unwrap();
+        assert!(sink(&options).capabilities().atomic);
+        options.on_refusal = OnRefusal::Park;
+        assert!(!sink(&options).capabilities().atomic);
+    }
+}

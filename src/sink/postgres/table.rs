@@ -27,7 +27,7 @@ pub(super) struct Plan {
     pub(super) columns: Vec<Column>,
     /// The places of the key among them; empty: a row is found by all of its values.
     pub(super) key: Vec<usize>,
-    /// It has triggers, those of foreign keys among them, so the order of its changes and of other
+    /// It has rules or triggers, those of foreign keys among them, so the order of its changes and of other
     /// tables' shows.
     pub(super) is_watched: bool,
     /// Rows may come by COPY.
@@ -203,7 +203,8 @@ struct FoundColumn {
 
 const FIND_TABLE: &str = "
     select c.oid, c.relrowsecurity,
-        exists (select from pg_trigger t where t.tgrelid = c.oid) as watched
+        c.relhasrules or exists (select from pg_trigger t where t.tgrelid = c.oid
+            or t.tgrelid in (select relid from pg_partition_tree(c.oid))) as watched
     from pg_class c join pg_namespace n on n.oid = c.relnamespace
     where n.nspname = $1 and c.relname = $2 and c.relkind in ('r', 'p')";
 

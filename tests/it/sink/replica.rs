@@ -80,16 +80,17 @@ impl Scene {
 #[tokio::test(flavor = "multi_thread")]
 async fn chaos_of_kills_and_restarts_leaves_the_target_equal_to_the_source() {
     let mut scene = Scene::ledger().await;
+    let mut rng = fastrand::Rng::with_seed(42);
     let load = Ledger::load(&scene.source, PACE);
     for kill in 0..6 {
         scene.server.start();
-        tokio::time::sleep(Duration::from_millis(fastrand::u64(200..1500))).await;
+        tokio::time::sleep(Duration::from_millis(rng.u64(200..1500))).await;
         match kill {
             2 => scene.target.restart(Stop::Immediate).await,
             4 => scene.source.restart(Stop::Immediate).await,
             _ => {}
         }
-        tokio::time::sleep(Duration::from_millis(fastrand::u64(0..500))).await;
+        tokio::time::sleep(Duration::from_millis(rng.u64(0..500))).await;
         scene.server.kill();
     }
     scene.settle(load).await;

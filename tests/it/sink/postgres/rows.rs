@@ -327,3 +327,46 @@ async fn a_row_is_found_by_the_index_of_its_replica_identity() {
     let expected = json!([{"id": 2, "v": "v20", "w": "long"}, {"id": 10, "v": "v1", "w": "long"}]);
     assert_eq!(rows(&cluster).await, expected);
 }
+
+#[tokio::test]
+async fn a_partitioned_target_takes_rows_and_moves_them() {
+    let cluster = Cluster::start().await;
+    let create = "create table t (id bigint primary key, v text, w text) partition by range (id); \
+                  create table low partition of t for values from (0) to (100); \
+                  create table high partition of t for values from (100) to (1000)";
+    cluster.sql(create).await;
+    let mut sink = opened(&cluster, json!({})).await;
+    let mut story = Story::keyed();
+    for id in 0..200 {
+        story.insert(&[Some(&id.to_string()), Some("a"), Some("long")]);
+    }
+    story.end().update(&[Some("150"), Some("b"), Some("?")]).delete("151");
+    story.rekey("1", &[Some("500"), Some("c"), Some("?")]).end();
+    delivers(&mut *sink, &story.batch()).await;
+    let counts = "select json_build_array((select count(*) from low), (select count(*) from high))";
+    assert_eq!(cluster.value(counts).await, json!([99, 100]));
+    let moved = cluster.rows("select * from t where v <> 'a' order by 1").await;
+    assert_eq!(
+        moved,
+        [json!({"id": 150, "v": "b", "w": "long"}), json!({"id": 500, "v": "c", "w": "long"}),]
+    );
+}
+
+#[tokio::test]
+async fn triggers_of_the_target_see_every_change_in_its_order() {
+    let cluster = Cluster::start().await;
+    let audit = "create table seen (no serial, what text); \
+                 create function note() returns trigger language plpgsql as $$ begin \
+                 insert into seen (what) values (lower(tg_op) || coalesce(new.id, old.id)); \
+                 return null; end $$; \
+                 create trigger note after insert or update or delete on t \
+                 for each row execute function note()";
+    cluster.sql(&format!("{CREATE}; {audit}")).await;
+    let mut sink = opened(&cluster, json!({})).await;
+    let mut story = Story::keyed();
+    story.insert(&[Some("1"), None, None]).update(&[Some("1"), Some("a"), None]);
+    story.insert(&[Some("2"), None, None]).delete("1").insert(&[Some("1"), None, None]).end();
+    delivers(&mut *sink, &story.batch()).await;
+    let order = "select string_agg(what, ' ' order by no) from seen";
+    assert_eq!(cluster.value(order).await, "insert1 update1 insert2 delete1 insert1");
+}
