@@ -16,6 +16,7 @@ use crate::{
 
 /// Oids below this one mean the same type in every server.
 const FIRST_OWN_OID: u32 = 16_384;
+
 /// How the changes of one version of a table are written.
 #[derive(Debug)]
 pub(super) struct Plan {
@@ -27,8 +28,8 @@ pub(super) struct Plan {
     pub(super) columns: Vec<Column>,
     /// The places of the key among them; empty: a row is found by all of its values.
     pub(super) key: Vec<usize>,
-    /// It has rules or triggers, those of foreign keys among them, so the order of its changes and of other
-    /// tables' shows.
+    /// It has rules or triggers, those of foreign keys among them, so the order of its changes and
+    /// of other tables' shows.
     pub(super) is_watched: bool,
     /// Rows may come by COPY.
     pub(super) may_copy: bool,

@@ -9,7 +9,7 @@ use walrace::{
 
 use super::{
     super::{batch, delivers, fails, open, truncate},
-    CREATE, Story, config, opened, row, rows, table, until,
+    CREATE, Story, config, opened, progress, row, rows, table, until,
 };
 use crate::kit::Cluster;
 
@@ -369,4 +369,36 @@ async fn triggers_of_the_target_see_every_change_in_its_order() {
     delivers(&mut *sink, &story.batch()).await;
     let order = "select string_agg(what, ' ' order by no) from seen";
     assert_eq!(cluster.value(order).await, "insert1 update1 insert2 delete1 insert1");
+}
+
+#[tokio::test]
+async fn a_refusal_at_the_commit_itself_leaves_nothing_behind() {
+    let cluster = Cluster::start().await;
+    let create = "create table p (id bigint primary key); \
+                  create table t (id bigint primary key, v text, w text, p bigint default 1 \
+                  constraint has_p references p deferrable initially deferred)";
+    cluster.sql(create).await;
+    let mut sink = opened(&cluster, json!({})).await;
+    let mut story = Story::keyed();
+    let batch = story.insert(&[Some("1"), None, None]).end().batch();
+    let error = fails(&mut *sink, &batch).await;
+    assert_eq!(error.class(), Class::Config);
+    assert!(error.to_string().contains("has_p"), "{error}");
+    assert_eq!((rows(&cluster).await, sink.peek().await.unwrap()), (json!([]), None));
+    cluster.sql("insert into p values (1)").await;
+    assert_eq!(sink.open().await.unwrap(), None);
+    delivers(&mut *sink, &batch).await;
+    assert_eq!(cluster.value("select count(*) from t").await, 1);
+}
+
+#[tokio::test]
+async fn a_logical_message_moves_the_progress_alone() {
+    let cluster = Cluster::start().await;
+    let mut sink = opened(&cluster, json!({})).await;
+    let mut messages = batch(1..3);
+    for change in &mut messages.changes {
+        (change.op, change.table, change.after) = (Op::Message, None, None);
+    }
+    delivers(&mut *sink, &messages).await;
+    assert_eq!(sink.peek().await.unwrap(), Some(progress(3)));
 }
