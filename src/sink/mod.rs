@@ -28,6 +28,7 @@ pub use stats::{SinkStats, Totals};
 mod custom;
 mod file;
 mod http;
+mod postgres;
 mod queue;
 mod redis;
 mod signature;

@@ -119,7 +119,7 @@ fn certificates(folder: &Path, name: &str) {
     ]);
 }
 
-async fn with_tls(name: &str) -> (Cluster, Scratch, String) {
+pub(crate) async fn with_tls(name: &str) -> (Cluster, Scratch, String) {
     let scratch = Scratch::new("tls");
     certificates(scratch.path(), name);
     let mut cluster = Cluster::with(Setup::default()).await;

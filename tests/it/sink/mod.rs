@@ -15,9 +15,14 @@ use walrace::{
 mod conformance;
 mod custom;
 mod plain;
+mod postgres;
+mod queue;
 mod queue;
 mod receiver;
+mod receiver;
 mod redis;
+mod replica;
+#[expect(dead_code, reason = "the conformance suite is made of it")]
 pub(crate) mod target;
 mod webhook;
 
