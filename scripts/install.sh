@@ -13,6 +13,7 @@ cd "$(dirname "$0")/.."
 
 # The newest and the oldest PostgreSQL that the tests run against, beside Debian's own.
 readonly POSTGRES_VERSIONS=(14.23.0-beta.17 18.4.0-beta.17)
+readonly OPENSEARCH_VERSION=2.19.4
 readonly NEXTEST_VERSION=0.9.151
 readonly CARGO_DENY_VERSION=0.20.2
 
@@ -29,6 +30,7 @@ main() {
     if needs_servers "$what"; then
         for version in "${POSTGRES_VERSIONS[@]}"; do need_postgres "$version"; done
         need_promtool
+        need_opensearch
         need_cargo_tool cargo-nextest "$NEXTEST_VERSION"
     fi
     case "$what" in check | all) need_cargo_tool cargo-deny "$CARGO_DENY_VERSION" ;; esac
@@ -158,6 +160,30 @@ need_promtool() {
     dpkg-deb -x "$scratch"/prometheus_*.deb "$scratch/unpacked"
     mkdir -p "$WALRACE_CACHE/tools/bin"
     mv "$scratch/unpacked/usr/bin/promtool" "$WALRACE_CACHE/tools/bin/promtool"
+    rm -rf "$scratch"
+}
+
+# The server's distribution for integration tests: no plugins and no Java of its own, which the
+# Debian package brings.
+need_opensearch() {
+    local folder="$WALRACE_CACHE/opensearch-$OPENSEARCH_VERSION" scratch artifact
+    [ -e "$folder/VERSION" ] && return
+    local missing=()
+    command -v java >/dev/null || missing+=(openjdk-17-jre-headless)
+    command -v mvn >/dev/null || missing+=(maven)
+    command -v unzip >/dev/null || missing+=(unzip)
+    [ ${#missing[@]} = 0 ] || install_debian_packages "${missing[@]}"
+    say "fetching OpenSearch $OPENSEARCH_VERSION"
+    artifact="org.opensearch.distribution.integ-test-zip:opensearch:$OPENSEARCH_VERSION:zip"
+    scratch="$(mktemp -d "$WALRACE_CACHE/fetch.XXXXXX")"
+    # Outside of the clone: Maven must not take it for a project.
+    (cd "$scratch" && mvn --quiet --batch-mode dependency:copy "-Dartifact=$artifact" \
+        "-DoutputDirectory=$scratch") || fail "Maven could not fetch $artifact"
+    unzip -q "$scratch"/*.zip -d "$scratch"
+    rm -rf "$folder"
+    mv "$scratch/opensearch-$OPENSEARCH_VERSION" "$folder"
+    chmod -R a+rX "$folder"
+    echo "$OPENSEARCH_VERSION" >"$folder/VERSION"
     rm -rf "$scratch"
 }
 

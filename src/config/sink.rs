@@ -102,6 +102,9 @@ macro_rules! sink_kinds {
             Queue => queue::Queue,
             /// A user's HTTP program that answers for each change.
             Custom => custom::Custom,
+            /// Documents in OpenSearch or Elasticsearch.
+            #[serde(alias = "elasticsearch")]
+            Opensearch => opensearch::Opensearch,
         }
     };
 }
@@ -210,6 +213,87 @@ pub struct Custom {
     pub timeout_ms: u64,
 }
 
+/// Options of the `opensearch` sink (`elasticsearch` is the same).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Opensearch {
+    /// The cluster's address, without the path of an index.
+    #[schemars(example = "https://search.example:9200")]
+    pub url: Secret,
+    /// The index of each document: a template, lowercased once it is filled in.
+    #[serde(default = "table_template")]
+    pub index: String,
+    /// What a document is.
+    #[serde(default)]
+    pub document: Document,
+    /// The user of HTTP basic authentication.
+    #[serde(default)]
+    #[schemars(example = &"walrace")]
+    pub username: Option<String>,
+    /// The password of `username`.
+    #[serde(default)]
+    #[schemars(example = "${SEARCH_PASSWORD}")]
+    pub password: Option<Secret>,
+    /// An API key, base64 as the server gives it, in place of `username`.
+    #[serde(default)]
+    #[schemars(example = "${SEARCH_API_KEY}")]
+    pub api_key: Option<Secret>,
+    /// A bearer token, in place of `username`.
+    #[serde(default)]
+    #[schemars(example = "${SEARCH_TOKEN}")]
+    pub bearer: Option<Secret>,
+    /// Further headers.
+    #[serde(default)]
+    pub headers: BTreeMap<String, Secret>,
+    /// A PEM file with the authorities that are trusted, beside those of the system.
+    #[serde(default)]
+    #[schemars(example = "/etc/walrace/ca.pem")]
+    pub tls_ca: Option<PathBuf>,
+    /// A reply that takes longer is an outage, in milliseconds.
+    #[serde(default = "timeout_ms")]
+    #[schemars(range(min = 1))]
+    pub timeout_ms: u64,
+    /// What a TRUNCATE does.
+    #[serde(default)]
+    pub on_truncate: OnTruncate,
+    /// What becomes of an update without the value of a large column that it left alone.
+    #[serde(default)]
+    pub unchanged: UnchangedColumns,
+}
+
+/// What a document is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Document {
+    /// The row, with a field for each column.
+    #[default]
+    Record,
+    /// The whole message of the sink's `format`.
+    Message,
+}
+
+/// What a TRUNCATE does to the documents of its table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnTruncate {
+    /// Nothing; it is counted as filtered.
+    #[default]
+    Ignore,
+    /// Deletes every document of the index that is older than it; `index` must name the table.
+    Delete,
+}
+
+/// What becomes of an update that lacks the value of a column which it left alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum UnchangedColumns {
+    /// It is refused: the document would lose the column.
+    #[default]
+    Refuse,
+    /// The document is written without the column.
+    Omit,
+}
+
 impl Default for Queue {
     fn default() -> Self {
         Self { capacity: 65_536 }
@@ -285,6 +369,10 @@ fn retry_ms_max() -> u64 {
 
 fn timeout_ms() -> u64 {
     30_000
+}
+
+fn table_template() -> String {
+    "{schema}.{table}".into()
 }
 
 fn hmac_header() -> String {

@@ -137,6 +137,10 @@ impl Check<'_> {
                 let path = format!("{path}.path");
                 Err(self.places.error(&path, &format!("`{path}` names no file")))
             }
+            SinkKind::Opensearch(search) => {
+                self.web_url(path, &search.url)?;
+                self.headers(path, &search.headers)
+            }
             SinkKind::Stdout(_) | SinkKind::File(_) | SinkKind::Queue(_) => Ok(()),
         }
     }

@@ -4,6 +4,7 @@
 //! - [`Server`]: the real `walrace` binary as a child.
 //! - [`Recorder`]: an HTTP target that remembers what arrived and fails as a test asks.
 //! - [`FileRecorder`]: what the file sink wrote.
+//! - [`OpenSearch`]: a real OpenSearch.
 //! - [`Proxy`]: a TCP connection that slows, stalls and breaks.
 //! - [`Ledger`]: a random workload whose outcome can be checked, row for row.
 //! - [`SmallDisk`]: a file system of a few MiB.
@@ -12,6 +13,7 @@
 
 mod cluster;
 mod ledger;
+mod opensearch;
 pub(crate) mod power_cut;
 mod proxy;
 mod recorder;
@@ -26,6 +28,7 @@ mod self_test;
 
 pub(crate) use cluster::{Cluster, Session, Setup, Snapshot, Stop};
 pub(crate) use ledger::{Ledger, Load, Pace};
+pub(crate) use opensearch::OpenSearch;
 pub(crate) use proxy::Proxy;
 pub(crate) use recorder::{Answer, FileRecorder, Recorder, Request};
 pub(crate) use replay::{Delivery, Report, State, check};
