@@ -14,6 +14,7 @@ cd "$(dirname "$0")/.."
 # The newest and the oldest PostgreSQL that the tests run against, beside Debian's own.
 readonly POSTGRES_VERSIONS=(14.23.0-beta.17 18.4.0-beta.17)
 readonly OPENSEARCH_VERSION=2.19.4
+readonly MOTO_VERSION=5.2.5 # speaks S3
 readonly NEXTEST_VERSION=0.9.151
 readonly CARGO_DENY_VERSION=0.20.2
 
@@ -31,6 +32,7 @@ main() {
         for version in "${POSTGRES_VERSIONS[@]}"; do need_postgres "$version"; done
         need_promtool
         need_opensearch
+        need_moto
         need_cargo_tool cargo-nextest "$NEXTEST_VERSION"
     fi
     case "$what" in check | all) need_cargo_tool cargo-deny "$CARGO_DENY_VERSION" ;; esac
@@ -185,6 +187,19 @@ need_opensearch() {
     chmod -R a+rX "$folder"
     echo "$OPENSEARCH_VERSION" >"$folder/VERSION"
     rm -rf "$scratch"
+}
+
+# A store that speaks S3's protocol, for the tests of the sink `object_store`.
+need_moto() {
+    local folder="$WALRACE_CACHE/moto-$MOTO_VERSION"
+    [ -e "$folder/VERSION" ] && return
+    python3 -c 'import venv, ensurepip' 2>/dev/null || install_debian_packages python3-venv
+    say "fetching moto $MOTO_VERSION"
+    rm -rf "$folder"
+    python3 -m venv "$folder"
+    "$folder/bin/pip" install --quiet --disable-pip-version-check "moto[server,s3]==$MOTO_VERSION" ||
+        fail "pip could not fetch moto[server,s3]==$MOTO_VERSION"
+    echo "$MOTO_VERSION" >"$folder/VERSION"
 }
 
 need_cargo_tool() {

@@ -105,6 +105,8 @@ macro_rules! sink_kinds {
             /// Documents in OpenSearch or Elasticsearch.
             #[serde(alias = "elasticsearch")]
             Opensearch => opensearch::Opensearch,
+            /// Objects in a bucket or a local folder: JSON Lines or Parquet.
+            ObjectStore => object_store::ObjectStore,
         }
     };
 }
@@ -294,6 +296,77 @@ pub enum UnchangedColumns {
     Omit,
 }
 
+/// Options of the `object_store` sink.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ObjectStore {
+    /// `s3://bucket/prefix`, or `file:///folder`.
+    #[schemars(example = "s3://warehouse/cdc")]
+    pub url: Secret,
+    /// The address of a store that speaks S3's protocol, where it is not Amazon's.
+    #[serde(default)]
+    #[schemars(example = "https://minio.example:9000")]
+    pub endpoint: Option<String>,
+    /// The bucket's region.
+    #[serde(default = "region")]
+    pub region: String,
+    /// The access key's id. Without it the machine's own role is used, as Amazon provides it.
+    #[serde(default)]
+    #[schemars(example = "${AWS_ACCESS_KEY_ID}")]
+    pub access_key_id: Option<String>,
+    /// The secret half of the access key.
+    #[serde(default)]
+    #[schemars(example = "${AWS_SECRET_ACCESS_KEY}")]
+    pub secret_access_key: Option<Secret>,
+    /// Whether `endpoint` may be plain HTTP.
+    #[serde(default)]
+    pub allow_http: bool,
+    /// What an object holds.
+    #[serde(default)]
+    pub layout: Layout,
+    /// Each object's name below the prefix: a template that has, beside the fields of the change,
+    /// `{yyyy}`, `{mm}`, `{dd}`, `{hh}` (the hour of the commit, UTC), `{first}` and `{last}` (the
+    /// range of offsets), `{flush}` (a number that no other flush has) and `{ext}`.
+    #[serde(default = "object_name")]
+    pub name: String,
+    /// Whether JSON Lines are compressed. Parquet always is, with Zstandard.
+    #[serde(default)]
+    pub compression: Compression,
+    /// Objects are written once they hold this many bytes together, before compression.
+    #[serde(default = "roll_bytes_max")]
+    #[schemars(range(min = 1))]
+    pub roll_bytes_max: usize,
+    /// Objects are written once their first change has waited this long, in milliseconds.
+    #[serde(default = "roll_ms_max")]
+    pub roll_ms_max: u64,
+    /// A request that takes longer is an outage, in milliseconds.
+    #[serde(default = "timeout_ms")]
+    #[schemars(range(min = 1))]
+    pub timeout_ms: u64,
+}
+
+/// What an object holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Layout {
+    /// One message of the sink's `format` on each line.
+    #[default]
+    JsonLines,
+    /// One row for each change, with a column for each of the table's.
+    Parquet,
+}
+
+/// How an object is compressed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Compression {
+    /// Not at all.
+    #[default]
+    None,
+    /// Zstandard; the extension gets `.zst`.
+    Zstd,
+}
+
 impl Default for Queue {
     fn default() -> Self {
         Self { capacity: 65_536 }
@@ -373,6 +446,22 @@ fn timeout_ms() -> u64 {
 
 fn table_template() -> String {
     "{schema}.{table}".into()
+}
+
+fn region() -> String {
+    "us-east-1".into()
+}
+
+fn object_name() -> String {
+    "{schema}.{table}/{yyyy}-{mm}-{dd}T{hh}/{first}-{last}-{flush}.{ext}".into()
+}
+
+fn roll_bytes_max() -> usize {
+    32 << 20
+}
+
+fn roll_ms_max() -> u64 {
+    60_000
 }
 
 fn hmac_header() -> String {

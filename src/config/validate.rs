@@ -141,7 +141,10 @@ impl Check<'_> {
                 self.web_url(path, &search.url)?;
                 self.headers(path, &search.headers)
             }
-            SinkKind::Stdout(_) | SinkKind::File(_) | SinkKind::Queue(_) => Ok(()),
+            SinkKind::Stdout(_)
+            | SinkKind::File(_)
+            | SinkKind::Queue(_)
+            | SinkKind::ObjectStore(_) => Ok(()),
         }
     }
 

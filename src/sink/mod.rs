@@ -28,6 +28,7 @@ pub use stats::{SinkStats, Totals};
 mod custom;
 mod file;
 mod http;
+mod object_store;
 mod opensearch;
 mod queue;
 mod signature;

@@ -48,13 +48,15 @@ impl Places {
             return Ok(None);
         }
         let old = Change { after: None, op: Op::Delete, ..change.clone() };
-        let remedy = |error: Error| error.remedy(IDENTITY);
-        self.new_of(&old).map(Some).map_err(remedy)
+        self.removed_of(&old).map(Some)
     }
 
     /// Where the row of a delete was.
     pub(super) fn removed_of(&self, change: &Change) -> Result<Place> {
-        self.new_of(change).map_err(|error| error.remedy(IDENTITY))
+        self.new_of(change).map_err(|error| match error.remedy_text() {
+            None => error.remedy(IDENTITY),
+            Some(_) => error,
+        })
     }
 
     /// The index of a change: what the sink's rules chose, else the template, in lower case.

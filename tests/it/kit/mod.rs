@@ -4,6 +4,7 @@
 //! - [`Server`]: the real `walrace` binary as a child.
 //! - [`Recorder`]: an HTTP target that remembers what arrived and fails as a test asks.
 //! - [`FileRecorder`]: what the file sink wrote.
+//! - [`Moto`]: a store that speaks S3's protocol.
 //! - [`OpenSearch`]: a real OpenSearch.
 //! - [`Proxy`]: a TCP connection that slows, stalls and breaks.
 //! - [`Ledger`]: a random workload whose outcome can be checked, row for row.
@@ -13,6 +14,7 @@
 
 mod cluster;
 mod ledger;
+mod moto;
 mod opensearch;
 pub(crate) mod power_cut;
 mod proxy;
@@ -28,6 +30,7 @@ mod self_test;
 
 pub(crate) use cluster::{Cluster, Session, Setup, Snapshot, Stop};
 pub(crate) use ledger::{Ledger, Load, Pace};
+pub(crate) use moto::Moto;
 pub(crate) use opensearch::OpenSearch;
 pub(crate) use proxy::Proxy;
 pub(crate) use recorder::{Answer, FileRecorder, Recorder, Request};

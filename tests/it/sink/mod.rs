@@ -13,6 +13,7 @@ use walrace::{
 };
 
 mod custom;
+pub(crate) mod object_store;
 pub(crate) mod opensearch;
 mod queue;
 mod receiver;
