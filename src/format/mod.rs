@@ -82,8 +82,8 @@ impl Encoder {
         written
     }
 
-    /// Appends the new row alone, as a JSON object; the columns whose value was not sent are left out
-    /// and given back by their index. A change without a new row is an error of class `Bug`.
+    /// Appends the new row alone, as a JSON object; the columns whose value was not sent are left
+    /// out and given back by their index. A change without a new row is an error of class `Bug`.
     pub fn encode_record(&mut self, change: &Change, out: &mut Vec<u8>) -> Result<Vec<usize>> {
         let start = out.len();
         let written = match &mut self.kind {

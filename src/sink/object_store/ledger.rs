@@ -8,12 +8,12 @@
 //!          -> delete whatever else is staged
 //! ```
 //!
-//! Writing an entry is the decision: before it none of its objects can be seen, after it all of them
-//! will be, under names that stand in it, and the progress in it counts. So a change is in one
-//! object, whatever crashes. The number is the fence: of two processes one gets the next number, and
-//! the other one has to open again. A process that slept so long that its next number was written
-//! and deleted meanwhile finds that its entry is not the newest, and stops before any object of its
-//! own can be seen.
+//! Writing an entry is the decision: before it none of its objects can be seen, after it all of
+//! them will be, under names that stand in it, and the progress in it counts. So a change is in one
+//! object, whatever crashes. The number is the fence: of two processes one gets the next number,
+//! and the other one has to open again. A process that slept so long that its next number was
+//! written and deleted meanwhile finds that its entry is not the newest, and stops before any
+//! object of its own can be seen.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -109,8 +109,8 @@ impl Ledger {
         Ok(self.progress)
     }
 
-    /// Makes the contents visible and stores the progress, both or neither. After a failure, or when
-    /// it is cancelled, it has to be opened again.
+    /// Makes the contents visible and stores the progress, both or neither. After a failure, or
+    /// when it is cancelled, it has to be opened again.
     pub(super) async fn commit(
         &mut self,
         bucket: &Bucket,

@@ -95,8 +95,8 @@ impl ObjectStore {
         })
     }
 
-    /// The changes in their form. One that has none refuses the batch as a whole, before anything of
-    /// it is taken, so that it is split until the change stands alone.
+    /// The changes in their form. One that has none refuses the batch as a whole, before anything
+    /// of it is taken, so that it is split until the change stands alone.
     fn shape(&mut self, changes: &[Change]) -> Result<Vec<(Key, u64, Piece)>> {
         let mut pieces = Vec::with_capacity(changes.len());
         for change in changes {

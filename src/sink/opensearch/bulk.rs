@@ -175,6 +175,7 @@ mod tests {
 
     use super::*;
 
+    #[expect(clippy::needless_pass_by_value, reason = "every caller makes it in place")]
     fn settled(items: serde_json::Value, actions: &[usize]) -> Result<String> {
         let bulk = Bulk { body: Vec::new(), actions: actions.to_vec() };
         let mut outcomes = Outcomes::all_durable(actions.iter().max().map_or(0, |last| last + 1));

@@ -80,7 +80,7 @@ impl Opensearch {
         }
         if options.on_truncate == OnTruncate::Delete && !options.index.contains("{table}") {
             return Err(Error::config(format!(
-                "`on_truncate = \"delete\"` empties whole indexes, and `{}` may hold several tables",
+                "`on_truncate = \"delete\"` empties an index, and `{}` may hold several tables",
                 options.index
             ))
             .remedy("name the table in `index`, such as `{schema}.{table}`"));

@@ -1,7 +1,6 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Stdio,
     sync::Arc,
 };
 
@@ -17,7 +16,6 @@ use parquet::{
 };
 use serde_json::{Value as Json, json};
 use tempfile::TempDir;
-use tokio::process::Command;
 use uuid::Uuid;
 use walrace::{
     change::{Batch, Before, Change, Message, Op, Row, Timestamp, Value},
@@ -483,6 +481,10 @@ async fn crashed_object_store_child() {
 #[cfg(feature = "failpoints")]
 #[tokio::test]
 async fn a_change_is_in_one_object_wherever_the_process_dies() {
+    use std::process::Stdio;
+
+    use tokio::process::Command;
+
     for point in ["finished", "claimed", "staged", "entered", "object", "published"] {
         let folder = tempfile::tempdir().unwrap();
         for count in [1, 1, 2, 2, 1] {
