@@ -16,6 +16,8 @@ readonly POSTGRES_VERSIONS=(14.23.0-beta.17 18.4.0-beta.17)
 # Debezium's own classes, which read what our format debezium writes.
 readonly DEBEZIUM_SERDE_VERSION=3.6.3.Final
 readonly CONNECT_JSON_VERSION=4.3.0
+readonly OPENSEARCH_VERSION=2.19.4
+readonly MOTO_VERSION=5.2.5 # speaks S3
 readonly NEXTEST_VERSION=0.9.151
 readonly CARGO_DENY_VERSION=0.20.2
 
@@ -34,6 +36,8 @@ main() {
         need_promtool
         need_redis
         need_debezium_serde
+        need_opensearch
+        need_moto
         need_cargo_tool cargo-nextest "$NEXTEST_VERSION"
     fi
     case "$what" in check | all) need_cargo_tool cargo-deny "$CARGO_DENY_VERSION" ;; esac
@@ -218,6 +222,43 @@ XML
     chmod -R a+rX "$scratch/jars"
     mv "$scratch/jars" "$(debezium_serde_folder)"
     rm -rf "$scratch"
+}
+
+# The server's distribution for integration tests: no plugins and no Java of its own, which the
+# Debian package brings.
+need_opensearch() {
+    local folder="$WALRACE_CACHE/opensearch-$OPENSEARCH_VERSION" scratch artifact
+    [ -e "$folder/VERSION" ] && return
+    local missing=()
+    command -v java >/dev/null || missing+=(openjdk-17-jre-headless)
+    command -v mvn >/dev/null || missing+=(maven)
+    command -v unzip >/dev/null || missing+=(unzip)
+    [ ${#missing[@]} = 0 ] || install_debian_packages "${missing[@]}"
+    say "fetching OpenSearch $OPENSEARCH_VERSION"
+    artifact="org.opensearch.distribution.integ-test-zip:opensearch:$OPENSEARCH_VERSION:zip"
+    scratch="$(mktemp -d "$WALRACE_CACHE/fetch.XXXXXX")"
+    # Outside of the clone: Maven must not take it for a project.
+    (cd "$scratch" && mvn --quiet --batch-mode dependency:copy "-Dartifact=$artifact" \
+        "-DoutputDirectory=$scratch") || fail "Maven could not fetch $artifact"
+    unzip -q "$scratch"/*.zip -d "$scratch"
+    rm -rf "$folder"
+    mv "$scratch/opensearch-$OPENSEARCH_VERSION" "$folder"
+    chmod -R a+rX "$folder"
+    echo "$OPENSEARCH_VERSION" >"$folder/VERSION"
+    rm -rf "$scratch"
+}
+
+# A store that speaks S3's protocol, for the tests of the sink `object_store`.
+need_moto() {
+    local folder="$WALRACE_CACHE/moto-$MOTO_VERSION"
+    [ -e "$folder/VERSION" ] && return
+    python3 -c 'import venv, ensurepip' 2>/dev/null || install_debian_packages python3-venv
+    say "fetching moto $MOTO_VERSION"
+    rm -rf "$folder"
+    python3 -m venv "$folder"
+    "$folder/bin/pip" install --quiet --disable-pip-version-check "moto[server,s3]==$MOTO_VERSION" ||
+        fail "pip could not fetch moto[server,s3]==$MOTO_VERSION"
+    echo "$MOTO_VERSION" >"$folder/VERSION"
 }
 
 need_cargo_tool() {

@@ -147,6 +147,10 @@ impl Check<'_> {
                 let path = format!("{path}.path");
                 Err(self.places.error(&path, &format!("`{path}` names no file")))
             }
+            SinkKind::Opensearch(search) => {
+                self.web_url(path, &search.url)?;
+                self.headers(path, &search.headers)
+            }
             _ => Ok(()), // what is wrong about the others, they say themselves when they are made
         }
     }

@@ -1,6 +1,10 @@
 //! change -> bytes: the formats that a sink can pick.
 
-use crate::{change::Change, config::Format, error::Result};
+use crate::{
+    change::Change,
+    config::Format,
+    error::{Error, Result},
+};
 
 mod cloudevents;
 mod debezium;
@@ -101,6 +105,21 @@ impl Encoder {
                 pretty.encode(change, out);
                 Ok(true)
             }
+        };
+        if written.is_err() {
+            out.truncate(start);
+        }
+        written
+    }
+
+    /// Appends the new row alone, as a JSON object; the columns whose value was not sent are left
+    /// out and given back by their index. A change without a new row is an error of class `Bug`.
+    pub fn encode_record(&mut self, change: &Change, out: &mut Vec<u8>) -> Result<Vec<usize>> {
+        let start = out.len();
+        let written = match &mut self.kind {
+            Kind::Native(native) => native.encode_record(change, out),
+            Kind::Sequin(sequin) => sequin.encode_record(change, out),
+            _ => Err(Error::bug("this format writes no record of its own")),
         };
         if written.is_err() {
             out.truncate(start);

@@ -70,6 +70,20 @@ impl Native {
         Ok(())
     }
 
+    /// Appends the new row as a JSON object; gives back the columns that were not sent.
+    pub(super) fn encode_record(
+        &mut self,
+        change: &Change,
+        out: &mut Vec<u8>,
+    ) -> Result<Vec<usize>> {
+        let (Some(table), Some(row)) = (&change.table, &change.after) else {
+            return Err(Error::bug(format!("a {} has no new row", change.op.word())));
+        };
+        let mut unchanged = Vec::new();
+        write_after(out, self.shapes.of(table), (row, &change.before), &mut unchanged)?;
+        Ok(unchanged)
+    }
+
     /// Appends the key as a JSON object of its columns.
     pub(super) fn encode_key(&mut self, change: &Change, out: &mut Vec<u8>) -> Result<bool> {
         let Some(table) = &change.table else { return Ok(false) };

@@ -56,6 +56,20 @@ impl Sequin {
         Ok(true)
     }
 
+    /// Appends `record` alone; gives back the columns that were not sent.
+    pub(super) fn encode_record(
+        &mut self,
+        change: &Change,
+        out: &mut Vec<u8>,
+    ) -> Result<Vec<usize>> {
+        let (Some(table), Some(_)) = (&change.table, &change.after) else {
+            return Err(Error::bug(format!("a {} has no new row", change.op.word())));
+        };
+        let mut unchanged = Vec::new();
+        write_record(out, self.shapes.of(table), change, &mut unchanged)?;
+        Ok(unchanged)
+    }
+
     /// Appends Sequin's group id: the values of the key, joined by `:`.
     pub(super) fn encode_key(&mut self, change: &Change, out: &mut Vec<u8>) -> Result<bool> {
         let Some(table) = &change.table else { return Ok(false) };

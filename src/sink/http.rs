@@ -1,9 +1,9 @@
 //! One HTTP endpoint: requests with headers and a limit of time, and what its replies mean.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use reqwest::{
-    Client, Response, StatusCode, Url,
+    Certificate, Client, Response, StatusCode, Url,
     header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER},
     redirect::Policy,
 };
@@ -48,11 +48,25 @@ impl Endpoint {
         headers: &BTreeMap<String, Secret>,
         timeout_ms: u64,
     ) -> Result<Self> {
+        Self::with_authority(url, headers, timeout_ms, None)
+    }
+
+    /// The same, trusting also the authorities of a PEM file.
+    pub(super) fn with_authority(
+        url: &Secret,
+        headers: &BTreeMap<String, Secret>,
+        timeout_ms: u64,
+        authority: Option<&Path>,
+    ) -> Result<Self> {
         // Fails where a provider is installed already, which is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let url = parse_url(url)?;
         let timeout = Duration::from_millis(timeout_ms);
-        let client = Client::builder()
+        let mut builder = Client::builder();
+        for certificate in authority.map(certificates).transpose()?.unwrap_or_default() {
+            builder = builder.add_root_certificate(certificate);
+        }
+        let client = builder
             .default_headers(header_map(headers)?)
             .user_agent(concat!("walrace/", env!("CARGO_PKG_VERSION")))
             .redirect(Policy::none())
@@ -104,8 +118,30 @@ impl Endpoint {
     /// POSTs JSON and waits for a reply of success; every other outcome is an error whose class
     /// says what it means (DESIGN, section 11).
     pub(super) async fn post(&mut self, headers: HeaderMap, body: Vec<u8>) -> Result<Response> {
+        self.post_to(self.url.clone(), headers, body).await
+    }
+
+    /// The address of a path below the sink's own, with a query.
+    pub(super) fn below(&self, path: &[&str], query: &[(&str, &str)]) -> Url {
+        let mut url = self.url.clone();
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty().extend(path);
+        }
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
+        url
+    }
+
+    /// The same as [`post`](Self::post), to an address that [`below`](Self::below) made.
+    pub(super) async fn post_to(
+        &mut self,
+        url: Url,
+        headers: HeaderMap,
+        body: Vec<u8>,
+    ) -> Result<Response> {
         self.not_before = None;
-        let request = self.client.post(self.url.clone()).headers(headers).body(body);
+        let request = self.client.post(url).headers(headers).body(body);
         let reply = request.send().await.map_err(|cause| self.unreachable(cause))?;
         let status = reply.status();
         if status.is_success() {
@@ -301,6 +337,19 @@ fn parse_url(secret: &Secret) -> Result<Url> {
         Error::config("`url` is not an address of the form https://host/path")
             .remedy("write it with its scheme, http or https")
     })
+}
+
+fn certificates(path: &Path) -> Result<Vec<Certificate>> {
+    let shown = path.display();
+    let pem =
+        std::fs::read(path).class(Class::Config, || format!("cannot read `tls_ca` {shown}"))?;
+    let found = Certificate::from_pem_bundle(&pem)
+        .class(Class::Config, || format!("`tls_ca` {shown} holds no certificates"))?;
+    if found.is_empty() {
+        return Err(Error::config(format!("`tls_ca` {shown} holds no certificates"))
+            .remedy("it is a PEM file with one or more CERTIFICATE blocks"));
+    }
+    Ok(found)
 }
 
 fn header_map(headers: &BTreeMap<String, Secret>) -> Result<HeaderMap> {

@@ -28,6 +28,8 @@ pub use stats::{SinkStats, Totals};
 mod custom;
 mod file;
 mod http;
+mod object_store;
+mod opensearch;
 mod postgres;
 mod queue;
 mod redis;
@@ -103,7 +105,11 @@ pub fn open(name: &str, sink: &config::Sink, context: &Context) -> Result<Box<dy
 /// Bytes that are no text, and attributes that are headers, need messages of their own.
 fn fits(name: &str, sink: &config::Sink) -> Result<()> {
     let lines = match &sink.kind {
-        SinkKind::Stdout(_) | SinkKind::File(_) | SinkKind::Custom(_) => true,
+        SinkKind::Stdout(_)
+        | SinkKind::File(_)
+        | SinkKind::Custom(_)
+        | SinkKind::ObjectStore(_)
+        | SinkKind::Opensearch(_) => true,
         SinkKind::Webhook(webhook) => webhook.batch,
         _ => false,
     };

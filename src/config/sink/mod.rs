@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 
 mod postgres;
 mod redis;
+mod search;
 
-pub use self::{postgres::*, redis::*};
+pub use self::{postgres::*, redis::*, search::*};
 use super::{From, Rules, Secret, yes};
 use crate::change::Op;
 
@@ -165,6 +166,11 @@ macro_rules! sink_kinds {
             /// Tables of another PostgreSQL, kept the same.
             #[serde(rename = "postgres")]
             PostgresTarget => postgres::Postgres,
+            /// Documents in OpenSearch or Elasticsearch.
+            #[serde(alias = "elasticsearch")]
+            Opensearch => opensearch::Opensearch,
+            /// Objects in a bucket or a local folder: JSON Lines or Parquet.
+            ObjectStore => object_store::ObjectStore,
         }
     };
 }

@@ -128,9 +128,7 @@ impl Cluster {
 
     fn stopped(bin: PathBuf) -> Self {
         let scratch = Scratch::new("pg");
-        if let Some((uid, gid)) = postgres_user() {
-            chown(scratch.path(), Some(uid), Some(gid)).expect("chown to postgres");
-        }
+        give_to_postgres(scratch.path());
         let (port, lock) = free_port();
         Self { bin, port, postmaster: None, snapshots: 0, scratch, _port_lock: lock }
     }
@@ -492,7 +490,14 @@ fn postgres_user() -> Option<(u32, u32)> {
     Some((id("-u"), id("-g")))
 }
 
-fn as_postgres(program: impl AsRef<std::ffi::OsStr>) -> Command {
+/// Where the test runs as root, gives the folder and what is in it to the user of the server.
+pub(super) fn give_to_postgres(folder: &Path) {
+    if let Some((uid, gid)) = postgres_user() {
+        run(Command::new("chown").arg("-R").arg(format!("{uid}:{gid}")).arg(folder));
+    }
+}
+
+pub(super) fn as_postgres(program: impl AsRef<std::ffi::OsStr>) -> Command {
     if !getuid().is_root() {
         return Command::new(program);
     }

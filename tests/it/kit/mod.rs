@@ -4,6 +4,8 @@
 //! - [`Server`]: the real `walrace` binary as a child.
 //! - [`Recorder`]: an HTTP target that remembers what arrived and fails as a test asks.
 //! - [`FileRecorder`]: what the file sink wrote.
+//! - [`Moto`]: a store that speaks S3's protocol.
+//! - [`OpenSearch`]: a real OpenSearch.
 //! - [`Proxy`]: a TCP connection that slows, stalls and breaks.
 //! - [`Ledger`]: a random workload whose outcome can be checked, row for row.
 //! - [`Redis`]: a real Redis, with a login or TLS.
@@ -13,6 +15,8 @@
 
 mod cluster;
 mod ledger;
+mod moto;
+mod opensearch;
 pub(crate) mod power_cut;
 mod proxy;
 mod recorder;
@@ -28,6 +32,8 @@ mod self_test;
 
 pub(crate) use cluster::{Cluster, Session, Setup, Snapshot, Stop};
 pub(crate) use ledger::{Ledger, Load, Pace};
+pub(crate) use moto::Moto;
+pub(crate) use opensearch::OpenSearch;
 pub(crate) use proxy::Proxy;
 pub(crate) use recorder::{Answer, FileRecorder, Recorder, Request};
 pub(crate) use redis::Redis;

@@ -14,11 +14,11 @@ use walrace::{
 
 mod conformance;
 mod custom;
+pub(crate) mod object_store;
+pub(crate) mod opensearch;
 mod plain;
 mod postgres;
 mod queue;
-mod queue;
-mod receiver;
 mod receiver;
 mod redis;
 mod replica;
