@@ -138,6 +138,7 @@ impl Check<'_> {
                 Err(self.places.error(&path, &format!("`{path}` names no file")))
             }
             SinkKind::Stdout(_) | SinkKind::File(_) | SinkKind::Queue(_) => Ok(()),
+            SinkKind::Nats(_) | SinkKind::Rabbitmq(_) => Ok(()), // checked as the sink is made
         }
     }
 

@@ -25,15 +25,19 @@ use crate::{
 pub use queue::{Delivery, Queues, Subscription};
 pub use stats::{SinkStats, Totals};
 
+mod certificate;
 mod custom;
 mod file;
 mod http;
+mod nats;
 mod queue;
+mod rabbitmq;
 mod signature;
 mod stats;
 mod stdout;
 #[cfg(test)]
 mod testing;
+mod wave;
 mod webhook;
 
 /// What a sink needs from its surroundings.
