@@ -467,7 +467,7 @@ fn shared_dir() -> PathBuf {
 
 /// A port below those that the kernel gives to outgoing connections, so that a server that is
 /// down for a moment finds its own free; the lock keeps other test processes off it.
-fn free_port() -> (u16, File) {
+pub(super) fn free_port() -> (u16, File) {
     let folder = shared_dir();
     for _ in 0..1_000 {
         let port = fastrand::u16(20_000..32_000);

@@ -6,19 +6,24 @@
 //! - [`FileRecorder`]: what the file sink wrote.
 //! - [`Proxy`]: a TCP connection that slows, stalls and breaks.
 //! - [`Ledger`]: a random workload whose outcome can be checked, row for row.
+//! - [`Nats`]: a real NATS server with JetStream.
+//! - [`RabbitMq`]: a real RabbitMQ, a node of its own.
 //! - [`SmallDisk`]: a file system of a few MiB.
 //! - [`Scratch`]: a folder that takes the processes started in it along when it goes.
 #![allow(dead_code, unused_imports, reason = "not every test takes every tool")]
 
 mod cluster;
 mod ledger;
+mod nats;
 pub(crate) mod power_cut;
 mod proxy;
+mod rabbitmq;
 mod recorder;
 mod replay;
 mod scratch;
 mod server;
 mod small_disk;
+mod tls;
 mod wait;
 
 mod ledger_test;
@@ -26,7 +31,9 @@ mod self_test;
 
 pub(crate) use cluster::{Cluster, Session, Setup, Snapshot, Stop};
 pub(crate) use ledger::{Ledger, Load, Pace};
+pub(crate) use nats::Nats;
 pub(crate) use proxy::Proxy;
+pub(crate) use rabbitmq::RabbitMq;
 pub(crate) use recorder::{Answer, FileRecorder, Recorder, Request};
 pub(crate) use replay::{Delivery, Report, State, check};
 pub(crate) use scratch::Scratch;

@@ -13,7 +13,9 @@ use walrace::{
 };
 
 mod custom;
+pub(crate) mod nats;
 mod queue;
+pub(crate) mod rabbitmq;
 mod receiver;
 #[expect(dead_code, reason = "the conformance suite is made of it")]
 pub(crate) mod target;
