@@ -279,7 +279,7 @@ async fn a_rabbitmq_that_is_killed_loses_nothing_and_the_sink_goes_on() {
 
 #[tokio::test]
 async fn a_server_under_an_alarm_is_an_outage() {
-    let server = RabbitMq::with("disk_free_limit.absolute = 900TB\n").await;
+    let server = RabbitMq::with("disk_free_limit.absolute = 900000GB\n").await;
     server.bind("changes", "all", "#").await;
     let mut sink = sink(&server, json!({"timeout_ms": 1_500})).await;
     let error = fails(&mut *sink, &batch(0..2_000)).await;
