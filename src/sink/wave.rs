@@ -52,7 +52,7 @@ pub(super) fn cut_short(failure: Failure, count: usize) -> Result<Written> {
     }
     let mut outcomes = Vec::with_capacity(count);
     outcomes.resize_with(durable, || Outcome::Durable);
-    // An outage or a wrong setting shows again, with its reason, when the next write meets it first.
+    // An outage or a wrong setting shows again, with its reason, when a write meets it first.
     outcomes.push(if refused { Outcome::Refused(error) } else { Outcome::Unknown });
     outcomes.resize_with(count, || Outcome::Unknown);
     Ok(Written::Each(outcomes))

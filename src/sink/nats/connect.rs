@@ -311,7 +311,7 @@ impl Connection {
         )
     }
 
-    /// Comes back once the server has read all that was sent before: it answers that nobody listens.
+    /// Comes back once the server has read what was sent before: it answers that nobody listens.
     pub(super) async fn round_trip(&self) -> Result<()> {
         let nobody = self.client.new_inbox();
         let answer = tokio::select! {

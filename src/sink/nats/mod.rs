@@ -195,7 +195,7 @@ impl Sink for Nats {
     }
 
     async fn write(&mut self, batch: &Batch, _progress: &Progress) -> Result<Written> {
-        // Taken out, and put back when all went well: after an error or a stop it is not used again.
+        // Taken out, and put back when all went well: it is not used after an error or a stop.
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
             None => self.dial.connect().await?,

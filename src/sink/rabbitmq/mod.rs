@@ -95,7 +95,7 @@ impl Rabbitmq {
     /// Delivers the changes in waves, each of which waits for the one before it.
     async fn deliver(&mut self, changes: &[Change]) -> Result<(), Failure> {
         let nothing = |error| Failure { durable: 0, error };
-        // Taken out, and put back when all went well: after an error or a stop it is not used again.
+        // Taken out, and put back when all went well: it is not used after an error or a stop.
         let connection = match self.connection.take() {
             Some(connection) => connection,
             None => self.dial.connect().await.map_err(nothing)?,
