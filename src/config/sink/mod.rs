@@ -171,6 +171,10 @@ macro_rules! sink_kinds {
             Opensearch => opensearch::Opensearch,
             /// Objects in a bucket or a local folder: JSON Lines or Parquet.
             ObjectStore => object_store::ObjectStore,
+            /// NATS: JetStream, or core NATS.
+            Nats => nats::Nats,
+            /// An exchange of a RabbitMQ.
+            Rabbitmq => rabbitmq::Rabbitmq,
         }
     };
 }

@@ -9,6 +9,8 @@
 //! - [`Proxy`]: a TCP connection that slows, stalls and breaks.
 //! - [`Ledger`]: a random workload whose outcome can be checked, row for row.
 //! - [`Redis`]: a real Redis, with a login or TLS.
+//! - [`Nats`]: a real NATS server with JetStream.
+//! - [`RabbitMq`]: a real RabbitMQ, a node of its own.
 //! - [`SmallDisk`]: a file system of a few MiB.
 //! - [`Scratch`]: a folder that takes the processes started in it along when it goes.
 #![allow(dead_code, unused_imports, reason = "not every test takes every tool")]
@@ -17,14 +19,17 @@ mod cluster;
 mod ledger;
 mod moto;
 mod opensearch;
+mod nats;
 pub(crate) mod power_cut;
 mod proxy;
+mod rabbitmq;
 mod recorder;
 mod redis;
 mod replay;
 mod scratch;
 mod server;
 mod small_disk;
+mod tls;
 mod wait;
 
 mod ledger_test;
@@ -34,7 +39,9 @@ pub(crate) use cluster::{Cluster, Session, Setup, Snapshot, Stop};
 pub(crate) use ledger::{Ledger, Load, Pace};
 pub(crate) use moto::Moto;
 pub(crate) use opensearch::OpenSearch;
+pub(crate) use nats::Nats;
 pub(crate) use proxy::Proxy;
+pub(crate) use rabbitmq::RabbitMq;
 pub(crate) use recorder::{Answer, FileRecorder, Recorder, Request};
 pub(crate) use redis::Redis;
 pub(crate) use replay::{Delivery, Report, State, check};
