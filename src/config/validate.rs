@@ -137,7 +137,9 @@ impl Check<'_> {
                 let path = format!("{path}.path");
                 Err(self.places.error(&path, &format!("`{path}` names no file")))
             }
-            SinkKind::Stdout(_) | SinkKind::File(_) | SinkKind::Queue(_) => Ok(()),
+            SinkKind::Stdout(_) | SinkKind::File(_) | SinkKind::Queue(_) | SinkKind::Kafka(_) => {
+                Ok(())
+            }
         }
     }
 

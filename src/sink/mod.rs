@@ -28,6 +28,7 @@ pub use stats::{SinkStats, Totals};
 mod custom;
 mod file;
 mod http;
+mod kafka;
 mod queue;
 mod signature;
 mod stats;
