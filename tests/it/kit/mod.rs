@@ -1,6 +1,7 @@
 //! What the tests stand on: real servers, a real binary, and things that break on purpose.
 //!
 //! - [`Cluster`]: a real PostgreSQL of a given version, in a folder of its own.
+//! - `Kafka`: a real Apache Kafka.
 //! - [`Server`]: the real `walrace` binary as a child.
 //! - [`Recorder`]: an HTTP target that remembers what arrived and fails as a test asks.
 //! - [`FileRecorder`]: what the file sink wrote.
@@ -11,6 +12,8 @@
 #![allow(dead_code, unused_imports, reason = "not every test takes every tool")]
 
 mod cluster;
+#[cfg(feature = "kafka")]
+mod kafka;
 mod ledger;
 pub(crate) mod power_cut;
 mod proxy;
@@ -25,6 +28,8 @@ mod ledger_test;
 mod self_test;
 
 pub(crate) use cluster::{Cluster, Session, Setup, Snapshot, Stop};
+#[cfg(feature = "kafka")]
+pub(crate) use kafka::{Isolation, Kafka, PASSWORD as KAFKA_PASSWORD, Record};
 pub(crate) use ledger::{Ledger, Load, Pace};
 pub(crate) use proxy::Proxy;
 pub(crate) use recorder::{Answer, FileRecorder, Recorder, Request};

@@ -13,6 +13,8 @@ use walrace::{
 };
 
 mod custom;
+#[cfg(feature = "kafka")]
+pub(crate) mod kafka;
 mod queue;
 mod receiver;
 #[expect(dead_code, reason = "the conformance suite is made of it")]
