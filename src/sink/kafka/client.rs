@@ -4,7 +4,7 @@ use std::{
     path::Path,
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -232,7 +232,9 @@ fn bad_setting(error: &KafkaError) -> Error {
 #[derive(Default)]
 pub(super) struct Events {
     cluster: String,
-    /// Messages that were delivered or have failed since the last [`Events::begin`].
+    /// The write that is counted: what comes late of an aborted one is not.
+    write: AtomicUsize,
+    /// Its messages that were delivered or have failed.
     done: AtomicU64,
     failure: Mutex<Option<(Code, String)>>,
     /// The last trouble with a connection.
@@ -243,11 +245,13 @@ pub(super) struct Events {
 }
 
 impl Events {
-    /// Begins to count anew; nothing is in flight.
-    pub(super) fn begin(&self) {
+    /// Begins to count anew; the number goes with each message.
+    pub(super) fn begin(&self) -> usize {
+        let write = self.write.fetch_add(1, Ordering::SeqCst) + 1;
         self.done.store(0, Ordering::SeqCst);
         *lock(&self.failure) = None;
         self.all_down.store(false, Ordering::SeqCst);
+        write
     }
 
     pub(super) fn done(&self) -> u64 {
@@ -298,9 +302,12 @@ fn is_outage(reason: &str) -> bool {
 }
 
 impl ProducerContext for Events {
-    type DeliveryOpaque = ();
+    type DeliveryOpaque = usize;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, _opaque: ()) {
+    fn delivery(&self, result: &DeliveryResult<'_>, write: usize) {
+        if write != self.write.load(Ordering::SeqCst) {
+            return;
+        }
         if let Err((error, message)) = result {
             let code = error.rdkafka_error_code().unwrap_or(Code::Unknown);
             let mut failure = lock(&self.failure);

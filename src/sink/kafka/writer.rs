@@ -8,7 +8,7 @@ use std::{
 
 use rdkafka::{
     error::{KafkaError, RDKafkaErrorCode as Code},
-    producer::{BaseRecord, Producer as _},
+    producer::{BaseRecord, Producer as _, PurgeConfig},
 };
 use tracing::debug;
 
@@ -245,14 +245,14 @@ impl Writer {
         progress: Option<&[u8]>,
         call: &Call,
     ) -> Result<u64> {
-        producer.context().begin();
+        let write = producer.context().begin();
         let mut sent = 0;
         let Outgoing { list, topics, counts } = messages;
         for message in list {
             let count = counts.get(message.topic).copied().unwrap_or(1).max(1);
             let partition = i64::from(message.hash) % i64::from(count);
             let topic = topics.get(message.topic).map_or("", |topic| topic);
-            let mut record = BaseRecord::<[u8], [u8]>::to(topic)
+            let mut record = BaseRecord::<[u8], [u8], usize>::with_opaque_to(topic, write)
                 .partition(i32::try_from(partition).unwrap_or_default())
                 .timestamp(message.timestamp_ms)
                 .headers(message.headers);
@@ -262,11 +262,12 @@ impl Writer {
             sent += 1;
         }
         if let Some(json) = progress {
-            let record = BaseRecord::<[u8], [u8]>::to(&self.progress_topic)
-                .partition(0)
-                .timestamp(Timestamp::now().0.div_euclid(1_000))
-                .key(self.sink.as_bytes())
-                .payload(json);
+            let record =
+                BaseRecord::<[u8], [u8], usize>::with_opaque_to(&self.progress_topic, write)
+                    .partition(0)
+                    .timestamp(Timestamp::now().0.div_euclid(1_000))
+                    .key(self.sink.as_bytes())
+                    .payload(json);
             self.enqueue(producer, record, call)?;
             sent += 1;
         }
@@ -277,7 +278,7 @@ impl Writer {
     fn enqueue(
         &self,
         producer: &Producer,
-        mut record: BaseRecord<'_, [u8], [u8]>,
+        mut record: BaseRecord<'_, [u8], [u8], usize>,
         call: &Call,
     ) -> Result<()> {
         loop {
@@ -322,6 +323,7 @@ impl Writer {
     /// Undoes the transaction; the producer is as good as before.
     fn abort(&self, open: &Open, call: &Call) -> Result<()> {
         let producer = &open.producer;
+        producer.purge(PurgeConfig::default().queue());
         settle(producer, call)?;
         let aborted = call.ask("abort a transaction", producer.context(), |slice| {
             let answer = producer.abort_transaction(slice);

@@ -282,6 +282,7 @@ controller.listener.names=CONTROLLER
 inter.broker.listener.name=PLAIN
 log.dirs=data
 num.partitions=3
+log.retention.ms=-1
 auto.create.topics.enable=false
 offsets.topic.replication.factor=1
 offsets.topic.num.partitions=1

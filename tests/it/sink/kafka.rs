@@ -154,8 +154,9 @@ async fn each_message_has_its_key_headers_time_and_partition() {
     sink.write(&Batch::default(), &moved).await.unwrap();
     let mut other = open(config(&kafka, json!({}))).unwrap();
     assert_eq!(other.peek().await.unwrap(), Some(moved));
-    delivers(&mut *sink, &Batch { changes: batch(25..26).changes, position: None }).await;
-    assert_eq!(other.open().await.unwrap().map(|progress| progress.cursor), Some(26));
+    let more = Progress { cursor: 26, ..moved };
+    sink.write(&batch(25..26), &more).await.unwrap();
+    assert_eq!(other.open().await.unwrap(), Some(more));
 }
 
 #[tokio::test]
@@ -201,7 +202,7 @@ async fn rules_route_formats_filter_and_every_compression_is_read_back() {
 
     let more = json!({"create_topics": false, "topic": "nobody.made.it"});
     let mut sink = opened(config(&kafka, more)).await;
-    let error = fails(&mut *sink, &batch(0..1)).await;
+    let error = fails(&mut *sink, &batch(1..2)).await;
     assert_eq!(error.class(), Class::Config, "{error}");
     assert!(error.to_string().contains("has no topic nobody.made.it"), "{error}");
     assert!(error.remedy_text().unwrap().contains("kafka-topics --create"), "{error}");
@@ -259,8 +260,8 @@ async fn aborted_and_abandoned_transactions_are_for_uncommitted_readers_only() {
     // Writes that are given up at every moment, as at a stop: what is read back decides.
     let mut cursor = 10;
     let mut given_up = 0;
-    for round in 0..60 {
-        let limit = Duration::from_micros(300 * (round % 40));
+    for round in 0..40 {
+        let limit = Duration::from_millis(4 * round);
         let changes = batch(cursor..cursor + 50);
         let written = tokio::time::timeout(limit, write(&mut *sink, &changes)).await;
         given_up += u64::from(written.is_err());
@@ -276,7 +277,8 @@ async fn aborted_and_abandoned_transactions_are_for_uncommitted_readers_only() {
             }
         }
     }
-    assert!(given_up > 5, "{given_up}");
+    println!("{given_up} of 40 writes were given up");
+    assert!((3..40).contains(&given_up), "{given_up}");
     let committed = kafka.records(Isolation::Committed).await;
     assert_eq!(offsets(&committed), once(0..cursor));
     let uncommitted = kafka.records(Isolation::Uncommitted).await;
@@ -561,4 +563,31 @@ async fn a_walrace_that_dies_in_any_step_of_a_commit_delivers_each_change_once()
     printed.sort_unstable();
     values.sort_unstable();
     assert_eq!(printed, values);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn zz_measure() {
+    let kafka = Kafka::start().await;
+    for (transactional, size, n) in [(true, 50u64, 200u64), (true, 1000, 100), (true, 10_000, 20), (false, 50, 200), (false, 1000, 100)] {
+        let more = json!({"transactional": transactional, "topic": format!("m.{transactional}.{size}"), "progress_topic": format!("walrace.progress.{size}")});
+        let t = Instant::now();
+        let mut sink = opened(config(&kafka, more)).await;
+        let open = t.elapsed();
+        let mut cursor = 0;
+        let mut times = Vec::new();
+        let t = Instant::now();
+        for _ in 0..n {
+            let b = batch(cursor..cursor + size);
+            let t = Instant::now();
+            delivers(&mut *sink, &b).await;
+            times.push(t.elapsed());
+            cursor += size;
+        }
+        let all = t.elapsed();
+        times.sort();
+        println!("tx={transactional} size={size} open={open:?} p50={:?} p99={:?} max={:?} rate={:.0}/s", times[times.len()/2], times[times.len()*99/100], times.last().unwrap(), cursor as f64 / all.as_secs_f64());
+        let t = Instant::now();
+        sink.open().await.unwrap();
+        println!("reopen {:?}", t.elapsed());
+    }
 }
