@@ -8,7 +8,7 @@ use std::{
 
 use rdkafka::{
     error::{KafkaError, RDKafkaErrorCode as Code},
-    producer::{BaseRecord, Producer as _, PurgeConfig},
+    producer::{BaseRecord, Producer as _},
 };
 use tracing::debug;
 
@@ -139,13 +139,31 @@ impl Writer {
         } else {
             self.deliver(&open.producer, messages, call)
         };
-        match &written {
-            Ok(()) => open.stored = self.transactional_id.as_ref().map(|_| progress),
-            Err(error) if error.class() == Class::Data => {}
-            Err(_) => return written,
+        match written {
+            Ok(()) => {
+                open.stored = self.transactional_id.as_ref().map(|_| progress);
+                self.open = Some(open);
+                Ok(())
+            }
+            Err(error) if error.class() == Class::Data => {
+                self.begin_again(open, call)?;
+                Err(error)
+            }
+            Err(error) => Err(error),
         }
-        self.open = Some(open);
-        written
+    }
+
+    /// After a refusal: a producer one of whose messages was refused by a broker is short of a
+    /// sequence number, and its next messages fail of that. A new one ends the transaction.
+    fn begin_again(&mut self, open: Open, call: &Call) -> Result<()> {
+        let known = open.stored;
+        drop(open);
+        if self.open(call)? == known {
+            return Ok(());
+        }
+        self.open = None;
+        let (sink, topic) = (&self.sink, &self.progress_topic);
+        Err(Error::retry(format!("another walrace writes sink {sink}: topic {topic} has moved")))
     }
 
     /// The count of partitions of each topic.
@@ -208,12 +226,7 @@ impl Writer {
             failpoint::reach("kafka::after_produce");
             self.await_deliveries(producer, sent, call)
         });
-        if let Err(error) = sent {
-            if error.class() == Class::Data {
-                self.abort(open, call)?;
-            }
-            return Err(error);
-        }
+        sent?;
         failpoint::reach("kafka::before_commit");
         let events = producer.context();
         let committed = call.ask("commit a transaction", events, |slice| {
@@ -318,19 +331,6 @@ impl Writer {
             class => Error::new(class, text),
         };
         Err(if is_fenced(code) { self.fenced() } else { self.explain(error, producer) })
-    }
-
-    /// Undoes the transaction; the producer is as good as before.
-    fn abort(&self, open: &Open, call: &Call) -> Result<()> {
-        let producer = &open.producer;
-        producer.purge(PurgeConfig::default().queue());
-        settle(producer, call)?;
-        let aborted = call.ask("abort a transaction", producer.context(), |slice| {
-            let answer = producer.abort_transaction(slice);
-            serve(producer);
-            answer
-        });
-        aborted.map_err(|error| self.explain(error, producer))
     }
 
     /// An error that ends the producer says more than what came of it.

@@ -91,6 +91,11 @@ fn progress(cursor: u64) -> Progress {
     Progress { lineage: Uuid::from_u128(7), epoch: 1, cursor, retry_seq: 0 }
 }
 
+fn offsets_of(records: &[Record]) -> Vec<u64> {
+    let offset = |record: &Record| record.header("walrace-offset").unwrap().parse().unwrap();
+    records.iter().map(offset).collect()
+}
+
 /// How often each offset was read, and that each partition has them in order.
 fn offsets(records: &[Record]) -> BTreeMap<u64, usize> {
     let mut counts = BTreeMap::new();
@@ -235,21 +240,37 @@ async fn a_message_that_is_too_large_is_refused_and_what_was_aborted_is_not_comm
     }
 
     // The broker's own limit: known only once it has answered.
-    let more = json!({"message_bytes_max": 30_000, "compression": "none"});
-    let mut sink = opened(config(&kafka, more)).await;
-    let mut mixed = batch(0..2);
-    mixed.changes.push(large(2, 25_000));
-    mixed.changes.insert(0, large(0, 15_000)); // a record batch of its own
-    let error = fails(&mut *sink, &mixed).await;
-    assert_eq!(error.class(), Class::Data, "{error}");
-    let error = fails(&mut *sink, &Batch { changes: vec![large(2, 25_000)], position: None }).await;
-    assert_eq!(error.class(), Class::Data, "{error}");
-    delivers(&mut *sink, &batch(0..2)).await;
-    delivers(&mut *sink, &batch(3..5)).await;
-    let committed = kafka.records(Isolation::Committed).await;
-    assert_eq!(offsets(&committed).into_keys().collect::<Vec<_>>(), [0, 1, 3, 4]);
-    assert_eq!(committed.len(), 4);
-    assert_eq!(sink.peek().await.unwrap(), Some(progress(5)));
+    for transactional in [true, false] {
+        let topic = format!("limited.{transactional}");
+        kafka.create_topic(&topic, 1, &[("max.message.bytes", "20000")]).await;
+        let more = json!({
+            "message_bytes_max": 30_000, "compression": "none", "transactional": transactional,
+            "topic": topic,
+        });
+        let mut sink = opened(config(&kafka, more)).await;
+        let mut mixed = batch(0..2);
+        mixed.changes.push(large(2, 25_000));
+        mixed.changes.insert(0, large(0, 15_000)); // a record batch of its own
+        let error = fails(&mut *sink, &mixed).await;
+        assert_eq!(error.class(), Class::Data, "{error}");
+        let alone = Batch { changes: vec![large(2, 25_000)], position: None };
+        let error = fails(&mut *sink, &alone).await;
+        assert_eq!(error.class(), Class::Data, "{error}");
+        delivers(&mut *sink, &batch(0..2)).await;
+        delivers(&mut *sink, &batch(3..5)).await;
+        let of = async |isolation| {
+            let records = kafka.records(isolation).await;
+            let own: Vec<_> = records.into_iter().filter(|r| r.topic == topic).collect();
+            offsets_of(&own)
+        };
+        let committed = of(Isolation::Committed).await;
+        assert!(committed.len() == 4 || !transactional, "{committed:?}");
+        assert!(committed.ends_with(&[0, 1, 3, 4]), "{committed:?}");
+        if transactional {
+            assert!(of(Isolation::Uncommitted).await.len() > 4, "the refused batch was begun");
+            assert_eq!(sink.peek().await.unwrap(), Some(progress(5)));
+        }
+    }
 }
 
 #[tokio::test]
@@ -400,7 +421,9 @@ async fn forced_retries_of_the_producer_add_no_duplicates() {
     }
 
     // A peer that hangs is an outage.
-    let more = json!({"brokers": kafka.proxied_brokers(), "timeout_ms": 2_000});
+    let more = json!({
+        "brokers": kafka.proxied_brokers(), "timeout_ms": 2_000, "progress_topic": "walrace.progress.hung",
+    });
     let mut sink = opened(config(&kafka, more)).await;
     kafka.proxy().stall(true);
     let begin = Instant::now();
@@ -563,31 +586,4 @@ async fn a_walrace_that_dies_in_any_step_of_a_commit_delivers_each_change_once()
     printed.sort_unstable();
     values.sort_unstable();
     assert_eq!(printed, values);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn zz_measure() {
-    let kafka = Kafka::start().await;
-    for (transactional, size, n) in [(true, 50u64, 200u64), (true, 1000, 100), (true, 10_000, 20), (false, 50, 200), (false, 1000, 100)] {
-        let more = json!({"transactional": transactional, "topic": format!("m.{transactional}.{size}"), "progress_topic": format!("walrace.progress.{size}")});
-        let t = Instant::now();
-        let mut sink = opened(config(&kafka, more)).await;
-        let open = t.elapsed();
-        let mut cursor = 0;
-        let mut times = Vec::new();
-        let t = Instant::now();
-        for _ in 0..n {
-            let b = batch(cursor..cursor + size);
-            let t = Instant::now();
-            delivers(&mut *sink, &b).await;
-            times.push(t.elapsed());
-            cursor += size;
-        }
-        let all = t.elapsed();
-        times.sort();
-        println!("tx={transactional} size={size} open={open:?} p50={:?} p99={:?} max={:?} rate={:.0}/s", times[times.len()/2], times[times.len()*99/100], times.last().unwrap(), cursor as f64 / all.as_secs_f64());
-        let t = Instant::now();
-        sink.open().await.unwrap();
-        println!("reopen {:?}", t.elapsed());
-    }
 }
