@@ -89,11 +89,11 @@ pub(super) fn read(
         thread::sleep(LOOK_AGAIN);
         (low, stable) = range(&consumer, topic, call)?;
     }
-    let mut span = RECORDS;
-    while low < stable {
-        let from = low.max(stable - span);
+    let (mut from, mut span) = (stable, RECORDS);
+    while from > low {
+        from = low.max(stable - span);
         let found = last(&consumer, (topic, sink), (from, stable), call)?;
-        if found.is_some() || from == low {
+        if found.is_some() {
             return Ok(found);
         }
         span = span.saturating_mul(MORE);
