@@ -405,7 +405,11 @@ impl Call {
     pub(super) fn failed(&self, doing: &str, error: &KafkaError, events: &Events) -> Error {
         let class = code_of(error).map_or(Class::Retry, class_of);
         let text = format!("{} did not {doing}: {}", events.cluster, text_of(error));
-        Error::new(class, text)
+        let error = Error::new(class, text);
+        match class {
+            Class::Config => error.remedy("let the sink's user do it: see kafka-acls"),
+            _ => error,
+        }
     }
 }
 

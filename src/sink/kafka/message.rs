@@ -129,7 +129,8 @@ impl Maker {
         }
         let max = self.message_bytes_max;
         Err(Error::data(format!(
-            "a message of {bytes} bytes for topic {topic} is larger than `message_bytes_max` = {max}"
+            "a message of {bytes} bytes for topic {topic} is larger than `message_bytes_max` = \
+             {max}"
         ))
         .remedy("raise `message_bytes_max` and the topic's `max.message.bytes`"))
     }

@@ -1,9 +1,10 @@
-//! Topics of Apache Kafka. With transactions each change is there once for those who read committed
-//! records only: the progress is a record of the same Kafka transaction, and a second writer is shut
-//! out by the transactional id.
+//! Topics of Apache Kafka. With transactions each change is there once for those who read
+//! committed records only: the progress is a record of the same Kafka transaction, and a second
+//! writer is shut out by the transactional id.
 //!
 //! ```text
-//! open:   producer -> topics known -> init_transactions (ends what was left open, shuts out others)
+//! open:   producer -> topics known
+//!         -> init_transactions (ends what was left open, shuts out others)
 //!         -> the last progress record is read -> partition counts compared
 //! write:  begin -> records -> progress record -> all delivered -> commit
 //! ```

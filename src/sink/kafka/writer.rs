@@ -131,15 +131,7 @@ impl Writer {
             self.open = Some(open);
             return Ok(());
         }
-        let counts = self.counts(&mut open, topics, call)?;
-        let messages = Outgoing { list, topics, counts: &counts };
-        let written = if self.transactional_id.is_some() {
-            self.check_forward(open.stored.as_ref(), &progress)?;
-            self.commit(&open, messages, progress, call)
-        } else {
-            self.deliver(&open.producer, messages, call)
-        };
-        match written {
+        match self.write_to(&mut open, (list, topics), progress, call) {
             Ok(()) => {
                 open.stored = self.transactional_id.as_ref().map(|_| progress);
                 self.open = Some(open);
@@ -151,6 +143,22 @@ impl Writer {
             }
             Err(error) => Err(error),
         }
+    }
+
+    fn write_to(
+        &mut self,
+        open: &mut Open,
+        (list, topics): (Vec<Message>, &[Arc<str>]),
+        progress: Progress,
+        call: &Call,
+    ) -> Result<()> {
+        let counts = self.counts(open, topics, call)?;
+        let messages = Outgoing { list, topics, counts: &counts };
+        if self.transactional_id.is_none() {
+            return self.deliver(&open.producer, messages, call);
+        }
+        self.check_forward(open.stored.as_ref(), &progress)?;
+        self.commit(open, messages, progress, call)
     }
 
     /// After a refusal: a producer one of whose messages was refused by a broker is short of a
@@ -222,11 +230,9 @@ impl Writer {
         let begun = producer.begin_transaction();
         begun.map_err(|error| self.failed("begin a transaction", &error, open, call))?;
         let record = Stored::new(progress, self.seen.clone()).to_json()?;
-        let sent = self.send(producer, messages, Some(&record), call).and_then(|sent| {
-            failpoint::reach("kafka::after_produce");
-            self.await_deliveries(producer, sent, call)
-        });
-        sent?;
+        let sent = self.send(producer, messages, Some(&record), call)?;
+        failpoint::reach("kafka::after_produce");
+        self.await_deliveries(producer, sent, call)?;
         failpoint::reach("kafka::before_commit");
         let events = producer.context();
         let committed = call.ask("commit a transaction", events, |slice| {
