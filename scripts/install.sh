@@ -19,6 +19,7 @@ readonly CONNECT_JSON_VERSION=4.3.0
 readonly OPENSEARCH_VERSION=2.19.4
 readonly MOTO_VERSION=5.2.5 # speaks S3
 readonly NATS_VERSION=2.15.1
+readonly KAFKA_VERSION=4.1.0
 readonly NEXTEST_VERSION=0.9.151
 readonly CARGO_DENY_VERSION=0.20.2
 
@@ -36,6 +37,7 @@ main() {
         for version in "${POSTGRES_VERSIONS[@]}"; do need_postgres "$version"; done
         need_promtool
         need_redis
+        need_kafka
         need_debezium_serde
         need_opensearch
         need_moto
@@ -72,13 +74,17 @@ need_debian_packages() {
     has_postgres || missing+=(postgresql)
     command -v cc >/dev/null || missing+=(gcc libc6-dev)
     command -v make >/dev/null || missing+=(make)
+    command -v c++ >/dev/null || missing+=(g++)               # Luau
+    command -v pkg-config >/dev/null || missing+=(pkg-config) # librdkafka
+    [ -e /usr/include/openssl/ssl.h ] || missing+=(libssl-dev)
+    [ -e /usr/include/zlib.h ] || missing+=(zlib1g-dev)
     if [ "$1" != demo ]; then command -v python3 >/dev/null || missing+=(python3); fi
     if needs_servers "$1"; then
         command -v openssl >/dev/null || missing+=(openssl)
         command -v redis-server >/dev/null || missing+=(redis-tools)
         has_all_postgres_versions || command -v npm >/dev/null || missing+=(npm)
         command -v javac >/dev/null || missing+=(openjdk-17-jdk-headless)
-        has_debezium_serde || command -v mvn >/dev/null || missing+=(maven)
+        has_debezium_serde && has_kafka || command -v mvn >/dev/null || missing+=(maven)
         has_wal2json || missing+=("postgresql-$(debian_postgres)-wal2json")
     fi
     [ ${#missing[@]} = 0 ] || install_debian_packages "${missing[@]}"
@@ -298,6 +304,33 @@ need_rabbitmq() {
     if command -v systemctl >/dev/null; then
         as_root systemctl --quiet disable rabbitmq-server.service epmd.socket epmd.service || true
     fi
+}
+
+has_kafka() { [ -d "$WALRACE_CACHE/kafka-$KAFKA_VERSION" ]; }
+
+# Apache Kafka's own jars, broker and command-line tools, as Maven Central has them.
+need_kafka() {
+    has_kafka && return
+    say "fetching Apache Kafka $KAFKA_VERSION (55 MB)"
+    local scratch
+    scratch="$(mktemp -d "$WALRACE_CACHE/fetch.XXXXXX")"
+    cat >"$scratch/pom.xml" <<XML
+<project xmlns="http://maven.apache.org/POM/4.0.0">
+  <modelVersion>4.0.0</modelVersion>
+  <groupId>walrace</groupId><artifactId>kafka</artifactId><version>1</version>
+  <dependencies>
+    <dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>$KAFKA_VERSION</version></dependency>
+    <dependency><groupId>org.apache.kafka</groupId><artifactId>kafka-tools</artifactId><version>$KAFKA_VERSION</version></dependency>
+    <dependency><groupId>org.apache.logging.log4j</groupId><artifactId>log4j-slf4j-impl</artifactId><version>2.25.1</version></dependency>
+    <dependency><groupId>org.apache.logging.log4j</groupId><artifactId>log4j-core</artifactId><version>2.25.1</version></dependency>
+  </dependencies>
+</project>
+XML
+    (cd "$scratch" && mvn -q -B dependency:copy-dependencies -DoutputDirectory=jars >&2) ||
+        fail "mvn could not fetch Apache Kafka $KAFKA_VERSION from Maven Central"
+    chmod -R a+rX "$scratch/jars"
+    mv "$scratch/jars" "$WALRACE_CACHE/kafka-$KAFKA_VERSION"
+    rm -rf "$scratch"
 }
 
 need_cargo_tool() {

@@ -5,11 +5,13 @@ use std::{collections::BTreeMap, path::PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+mod kafka;
 mod postgres;
+mod queues;
 mod redis;
 mod search;
 
-pub use self::{postgres::*, redis::*, search::*};
+pub use self::{kafka::*, postgres::*, queues::*, redis::*, search::*};
 use super::{From, Rules, Secret, yes};
 use crate::change::Op;
 
@@ -175,6 +177,8 @@ macro_rules! sink_kinds {
             Nats => nats::Nats,
             /// An exchange of a RabbitMQ.
             Rabbitmq => rabbitmq::Rabbitmq,
+            /// Topics of Apache Kafka.
+            Kafka => kafka::Kafka,
         }
     };
 }

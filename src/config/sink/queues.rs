@@ -107,7 +107,6 @@ pub enum Unroutable {
     Drop,
 }
 
-
 fn dotted() -> String {
     "{source}.{schema}.{table}.{op}".into()
 }

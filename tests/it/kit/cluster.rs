@@ -414,7 +414,7 @@ fn default_version() -> u32 {
 }
 
 /// Where `scripts/environment.sh` says that things are installed.
-fn cache_dir() -> PathBuf {
+pub(super) fn cache_dir() -> PathBuf {
     let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
     variable("WALRACE_CACHE").unwrap_or_else(|| {
         if getuid().is_root() {

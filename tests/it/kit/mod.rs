@@ -1,6 +1,7 @@
 //! What the tests stand on: real servers, a real binary, and things that break on purpose.
 //!
 //! - [`Cluster`]: a real PostgreSQL of a given version, in a folder of its own.
+//! - `Kafka`: a real Apache Kafka.
 //! - [`Server`]: the real `walrace` binary as a child.
 //! - [`Recorder`]: an HTTP target that remembers what arrived and fails as a test asks.
 //! - [`FileRecorder`]: what the file sink wrote.
@@ -16,10 +17,12 @@
 #![allow(dead_code, unused_imports, reason = "not every test takes every tool")]
 
 mod cluster;
+#[cfg(feature = "kafka")]
+mod kafka;
 mod ledger;
 mod moto;
-mod opensearch;
 mod nats;
+mod opensearch;
 pub(crate) mod power_cut;
 mod proxy;
 mod rabbitmq;
@@ -36,10 +39,12 @@ mod ledger_test;
 mod self_test;
 
 pub(crate) use cluster::{Cluster, Session, Setup, Snapshot, Stop};
+#[cfg(feature = "kafka")]
+pub(crate) use kafka::{Isolation, Kafka, PASSWORD as KAFKA_PASSWORD, Record};
 pub(crate) use ledger::{Ledger, Load, Pace};
 pub(crate) use moto::Moto;
-pub(crate) use opensearch::OpenSearch;
 pub(crate) use nats::Nats;
+pub(crate) use opensearch::OpenSearch;
 pub(crate) use proxy::Proxy;
 pub(crate) use rabbitmq::RabbitMq;
 pub(crate) use recorder::{Answer, FileRecorder, Recorder, Request};

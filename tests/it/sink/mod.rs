@@ -14,11 +14,13 @@ use walrace::{
 
 mod conformance;
 mod custom;
+#[cfg(feature = "kafka")]
+pub(crate) mod kafka;
+pub(crate) mod nats;
 pub(crate) mod object_store;
 pub(crate) mod opensearch;
 mod plain;
 mod postgres;
-pub(crate) mod nats;
 mod queue;
 pub(crate) mod rabbitmq;
 mod receiver;
