@@ -124,7 +124,7 @@ pub struct ObjectStore {
     pub name: String,
     /// Whether JSON Lines are compressed. Parquet always is, with Zstandard.
     #[serde(default)]
-    pub compression: Compression,
+    pub compression: ObjectCompression,
     /// Objects are written once they hold this many bytes together, before compression.
     #[serde(default = "roll_bytes_max")]
     #[schemars(range(min = 1))]
@@ -152,7 +152,7 @@ pub enum Layout {
 /// How an object is compressed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Compression {
+pub enum ObjectCompression {
     /// Not at all.
     #[default]
     None,

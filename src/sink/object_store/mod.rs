@@ -19,7 +19,7 @@ use self::{
 use super::{Capabilities, Context, Progress, Sink, With, Written};
 use crate::{
     change::{Batch, Change},
-    config::{self, Compression, Layout},
+    config::{self, Layout, ObjectCompression},
     error::{Class, Classify, Error, Result},
     format::Encoder,
     schema::Table,
@@ -35,7 +35,7 @@ pub(super) struct ObjectStore {
     encoder: Encoder,
     naming: Naming,
     layout: Layout,
-    compression: Compression,
+    compression: ObjectCompression,
     roll_bytes_max: usize,
     roll: Duration,
     bucket: Bucket,
@@ -164,8 +164,8 @@ impl ObjectStore {
     fn extension(&self) -> &'static str {
         match (self.layout, self.compression) {
             (Layout::Parquet, _) => "parquet",
-            (Layout::JsonLines, Compression::None) => "jsonl",
-            (Layout::JsonLines, Compression::Zstd) => "jsonl.zst",
+            (Layout::JsonLines, ObjectCompression::None) => "jsonl",
+            (Layout::JsonLines, ObjectCompression::Zstd) => "jsonl.zst",
         }
     }
 }
@@ -210,7 +210,7 @@ impl Waiting {
 fn contents(
     groups: HashMap<Key, Group>,
     (flush, ext): (u64, &str),
-    compression: Compression,
+    compression: ObjectCompression,
 ) -> Result<Vec<Content>> {
     let mut groups: Vec<_> = groups.into_iter().collect();
     groups.sort_by(|(left, a), (right, b)| (&left.0, a.first).cmp(&(&right.0, b.first)));
@@ -222,7 +222,7 @@ fn contents(
             end.again += 1;
         }
         let bytes = match body {
-            Body::Lines(lines) if compression == Compression::None => lines,
+            Body::Lines(lines) if compression == ObjectCompression::None => lines,
             Body::Lines(lines) => zstd::encode_all(&lines[..], zstd::DEFAULT_COMPRESSION_LEVEL)
                 .class(Class::Bug, || "cannot compress lines")?,
             Body::Rows(rows) => rows.encode()?,
