@@ -11,7 +11,7 @@ mod template;
 #[cfg(test)]
 mod tests;
 
-pub use self::template::Template;
+pub use self::{sequin::id, template::Template};
 
 /// The names that a message may carry beside the change.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

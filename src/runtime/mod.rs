@@ -25,7 +25,7 @@ pub use self::{
 use crate::{
     catalog::Catalog,
     change::Timestamp,
-    config::Config,
+    config::{Config, SinkKind},
     disk::RealDisk,
     error::{Class, Classify, Error, Result, ResultExt},
     journal::{self, Journal, Token},
@@ -50,6 +50,8 @@ pub struct Walrace {
     sources: BTreeMap<String, Arc<Capturing>>,
     sinks: BTreeMap<String, Arc<Delivering>>,
     queues: sink::Queues,
+    pulls: sink::Pulls,
+    config: Config,
     stop: CancellationToken,
     tasks: tokio::sync::Mutex<JoinSet<()>>,
     workers: Workers,
@@ -61,7 +63,9 @@ impl Walrace {
     pub async fn start(config: Config) -> Result<Arc<Self>> {
         config.create_directories()?;
         let catalog = Catalog::open(&config.data_dir).await?;
+        let stop = CancellationToken::new();
         let queues = sink::Queues::default();
+        let pulls = sink::Pulls::until(stop.clone());
         let mut sources = BTreeMap::new();
         for (name, source) in &config.source {
             let journal = open_journal(&config, name).await?;
@@ -70,17 +74,18 @@ impl Walrace {
         }
         let mut sinks = BTreeMap::new();
         for name in config.sink.keys() {
-            let sink = delivering(&config, name, &sources, (&catalog, &queues))?;
+            let sink = delivering(&config, name, &sources, (&catalog, &queues, &pulls))?;
             sink.register().await.context(|| format!("while placing sink {name}"))?;
             sinks.insert(name.clone(), Arc::new(sink));
         }
-        let stop = CancellationToken::new();
         let walrace = Arc::new(Self {
             started_at: Timestamp::now(),
             catalog,
             sources,
             sinks,
             queues,
+            pulls,
+            config: config.clone(),
             stop,
             tasks: tokio::sync::Mutex::default(),
             workers: Workers::start()?,
@@ -130,6 +135,24 @@ impl Walrace {
         Ok(sink.filter())
     }
 
+    /// The consumers' end of the `http_pull` sink `name`; `None` where there is no such sink.
+    pub fn stream(&self, name: &str) -> Option<sink::Stream> {
+        match &self.config.sink.get(name)?.kind {
+            SinkKind::HttpPull(options) => Some(self.pulls.stream(name, options)),
+            _ => None,
+        }
+    }
+
+    /// What it was started with.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// What the sink `name` is doing.
+    pub fn state_of(&self, name: &str) -> Option<State> {
+        Some(self.sinks.get(name)?.state())
+    }
+
     /// What every part is doing.
     pub fn status(&self) -> Status {
         Status {
@@ -169,7 +192,7 @@ fn delivering(
     config: &Config,
     name: &str,
     sources: &BTreeMap<String, Arc<Capturing>>,
-    (catalog, queues): (&Catalog, &sink::Queues),
+    (catalog, queues, pulls): (&Catalog, &sink::Queues, &sink::Pulls),
 ) -> Result<Delivering> {
     let sink = config.sink.get(name).ok_or_else(|| Error::bug("a sink without a table"))?;
     let fair = (DELIVERY_BYTES_MAX / config.sink.len().max(1)).max(DELIVERY_BYTES_MIN);
@@ -180,6 +203,7 @@ fn delivering(
     let names = capturing.names(name);
     let mut context = sink::Context::new(&config.data_dir, names, capturing.journal.lineage());
     context.queues = queues.clone();
+    context.pulls = pulls.clone();
     Ok(Delivering::new((name, &source), sink, capturing, (catalog.clone(), context)))
 }
 

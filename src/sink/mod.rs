@@ -22,12 +22,14 @@ use crate::{
     format::Names,
 };
 
+pub use pull::{Pulled, Pulls, Stream};
 pub use queue::{Delivery, Queues, Subscription};
 pub use stats::{SinkStats, Totals};
 
 mod custom;
 mod file;
 mod http;
+mod pull;
 mod queue;
 mod signature;
 mod stats;
@@ -49,6 +51,8 @@ pub struct Context {
     pub lineage: Uuid,
     /// The queues of the program that embeds Walrace.
     pub queues: Queues,
+    /// The streams that consumers pull from.
+    pub pulls: Pulls,
     /// Changes for which the sink's format has no message.
     pub filtered: Arc<AtomicU64>,
 }
@@ -62,6 +66,7 @@ impl Context {
             names,
             lineage,
             queues: Queues::default(),
+            pulls: Pulls::default(),
             filtered: Arc::default(),
         }
     }
