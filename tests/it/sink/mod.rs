@@ -13,6 +13,7 @@ use walrace::{
 };
 
 mod custom;
+mod pull;
 mod queue;
 mod receiver;
 #[expect(dead_code, reason = "the conformance suite is made of it")]
