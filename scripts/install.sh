@@ -63,6 +63,7 @@ need_debian_packages() {
     if [ "$1" != demo ]; then command -v python3 >/dev/null || missing+=(python3); fi
     if needs_servers "$1"; then
         command -v openssl >/dev/null || missing+=(openssl)
+        command -v curl >/dev/null || missing+=(curl)
         has_all_postgres_versions || command -v npm >/dev/null || missing+=(npm)
     fi
     [ ${#missing[@]} = 0 ] || install_debian_packages "${missing[@]}"

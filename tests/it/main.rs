@@ -27,6 +27,7 @@ mod kit;
 mod large_change;
 mod operation;
 mod progress;
+mod sequin_api;
 mod sink;
 mod source;
 mod source_history;
