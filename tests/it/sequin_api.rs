@@ -53,7 +53,6 @@ impl Pulled {
         reply(self.request("GET", path).bearer_auth(TOKEN)).await
     }
 
-    #[expect(clippy::needless_pass_by_value, reason = "every caller makes it in place")]
     async fn post(&self, path: &str, body: Value) -> (u16, Value) {
         reply(self.request("POST", path).bearer_auth(TOKEN).json(&body)).await
     }
@@ -216,6 +215,21 @@ async fn a_kill_at_any_step_of_a_reply_neither_loses_nor_returns_what_was_acknow
 }
 
 #[tokio::test]
+async fn a_kill_of_the_loop_at_any_step_loses_nothing() {
+    let mut pulled = Pulled::start("").await;
+    pulled.server.kill();
+    for (number, point) in (1u32..).zip(["pull::after_begin", "pull::after_write"]) {
+        pulled.server.start_to_die_at(point);
+        pulled.insert(number..number + 1).await;
+        pulled.server.wait_exit(PATIENCE).await;
+    }
+    pulled.server.start_ready().await;
+    let messages = pulled.receive_all(2).await;
+    assert_eq!(ids(&messages), [1, 2]);
+    pulled.settle("ack", &messages).await;
+}
+
+#[tokio::test]
 async fn each_reply_is_as_sequin_gives_it() {
     let pulled = Pulled::start("").await;
     let (_, sink) = pulled.get("/api/sinks/orders").await;
@@ -257,7 +271,10 @@ async fn each_reply_is_as_sequin_gives_it() {
     for path in ["/api/nothing", "/api/sequin_streams/orders", "/api/streams/x/messages"] {
         let unknown = (404, json!({"errors": {"detail": "Not Found"}}));
         assert_eq!(pulled.get(path).await, unknown, "{path}");
+        assert_eq!(reply(pulled.request("PUT", path).bearer_auth(TOKEN)).await, unknown);
     }
+    let wrong_method = reply(pulled.request("PUT", new).bearer_auth(TOKEN)).await;
+    assert_eq!(wrong_method, (404, json!({"errors": {"detail": "Not Found"}})));
 }
 
 #[tokio::test]

@@ -146,14 +146,13 @@ impl Store {
     pub(super) async fn begin(&self, progress: &Progress) -> Result<()> {
         let begin = async {
             let mut transaction = self.pool.begin().await?;
-            let start = integer(progress.cursor);
-            for statement in [
-                "DELETE FROM acked WHERE ? IS NOT NULL",
-                "DELETE FROM kept WHERE \"offset\" >= ?",
-                "DELETE FROM lease WHERE ? IS NOT NULL",
-            ] {
-                sqlx::query(statement).bind(start).execute(&mut *transaction).await?;
-            }
+            sqlx::raw_sql("DELETE FROM acked; DELETE FROM lease")
+                .execute(&mut *transaction)
+                .await?;
+            sqlx::query("DELETE FROM kept WHERE \"offset\" >= ?")
+                .bind(integer(progress.cursor))
+                .execute(&mut *transaction)
+                .await?;
             set_progress(&mut transaction, progress).await?;
             transaction.commit().await
         };

@@ -240,7 +240,10 @@ impl Stream {
         let messages = open.feed.take(max, open.lease);
         if !messages.is_empty() {
             failpoint::reach("pull::before_lease");
-            open.save().await?;
+            if let Err(error) = open.save().await {
+                messages.iter().for_each(|(id, _)| open.feed.nack(id));
+                return Err(error);
+            }
             failpoint::reach("pull::after_lease");
         }
         let pulled = |(ack_id, body)| Pulled { ack_id, body };
