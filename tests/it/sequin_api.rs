@@ -301,7 +301,7 @@ async fn only_who_has_a_token_is_let_in() {
 
 #[tokio::test]
 async fn a_long_poll_ends_with_the_first_message_and_with_the_server() {
-    let mut pulled = Pulled::start("").await;
+    let mut pulled = Pulled::start("max_waiting = 1").await;
     let ask = || {
         let path = "/api/http_pull_consumers/orders/receive";
         let body = json!({"max_batch_size": 200, "wait_for": 300_000});
@@ -315,14 +315,24 @@ async fn a_long_poll_ends_with_the_first_message_and_with_the_server() {
     let (message, committed) = tokio::join!(ask(), commit);
     assert!(committed.elapsed() < Duration::from_secs(5), "{:?}", committed.elapsed());
     assert_eq!(ids(message.1["data"].as_array().unwrap()), [1]);
-    let waiting = ask();
+    let (client, address) = (pulled.client.clone(), pulled.server.address().unwrap());
     let mut task = tokio::task::JoinSet::new();
-    task.spawn(waiting);
+    task.spawn(async move {
+        let url = format!("http://{address}/api/sequin_streams/orders/receive?wait_for=300000");
+        loop {
+            // The probe below may have the one place for a moment.
+            let (status, body) = reply(client.get(&url).bearer_auth(TOKEN)).await;
+            if status != 429 {
+                return (status, body);
+            }
+        }
+    });
     let waits = async || {
-        let log = pulled.receive_now(1).await;
-        log.is_empty().then_some(())
+        let body = json!({"wait_for": 1});
+        let (status, reply) = pulled.post("/api/sequin_streams/orders/receive", body).await;
+        (status == 429 && reply["summary"].is_string()).then_some(())
     };
-    wait_for(PATIENCE, waits, || "the message is out".into()).await;
+    wait_for(PATIENCE, waits, || "nobody waits".into()).await;
     assert!(pulled.server.stop().await.success());
     assert_eq!(task.join_next().await.unwrap().unwrap(), (200, json!({"data": []})));
 }

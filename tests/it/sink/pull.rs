@@ -129,6 +129,26 @@ async fn after_a_kill_the_acknowledged_stay_away_and_the_leased_keep_their_ids_a
 }
 
 #[tokio::test]
+async fn an_acknowledgement_whose_sender_left_is_durable_once_it_is_repeated() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut both, _) = begin(&directory, json!({})).await;
+    both.write(&batch(0..3), at(1, 3)).await;
+    let messages = both.receive(3).await;
+    let (first, all) = (ids(&messages[..1]), ids(&messages));
+    let left = tokio::time::timeout(Duration::ZERO, both.stream.ack(&first)).await;
+    assert!(left.is_err(), "it was cut off before the disk had it");
+    both.stream.ack(&first).await.unwrap();
+    let (mut both, progress) = both.killed().await;
+    assert_eq!(progress, Some(at(1, 1)));
+    both.write(&batch(1..3), at(1, 3)).await;
+    both.stream.nack(&all).await.unwrap();
+    let left = tokio::time::timeout(Duration::ZERO, both.stream.receive(3, NOW)).await;
+    assert!(left.is_err(), "a receive that was cut off");
+    both.stream.nack(&all).await.unwrap();
+    assert_eq!(ids(&both.receive(3).await), all[1..]);
+}
+
+#[tokio::test]
 async fn what_is_given_back_or_not_acknowledged_in_time_comes_again_under_the_same_id() {
     let directory = tempfile::tempdir().unwrap();
     let (mut both, _) = begin(&directory, json!({"ack_wait_ms": 500})).await;
