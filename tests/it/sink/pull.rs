@@ -73,6 +73,16 @@ fn ids(messages: &[Pulled]) -> Vec<Uuid> {
     messages.iter().map(|message| message.ack_id).collect()
 }
 
+/// Lets it run until it first waits, then drops it, as when a client hangs up.
+async fn begin_and_leave(call: impl Future) {
+    let mut call = std::pin::pin!(call);
+    std::future::poll_fn(|context| {
+        let _ = call.as_mut().poll(context);
+        std::task::Poll::Ready(())
+    })
+    .await;
+}
+
 /// An update of the row `id`, at `offset`.
 fn update(offset: u64, old: Option<&str>, id: &str) -> Change {
     let row = |id: &str| Row::from_values([Value::Text(id.as_bytes()), Value::Text(b"v")]);
@@ -135,15 +145,13 @@ async fn an_acknowledgement_whose_sender_left_is_durable_once_it_is_repeated() {
     both.write(&batch(0..3), at(1, 3)).await;
     let messages = both.receive(3).await;
     let (first, all) = (ids(&messages[..1]), ids(&messages));
-    let left = tokio::time::timeout(Duration::ZERO, both.stream.ack(&first)).await;
-    assert!(left.is_err(), "it was cut off before the disk had it");
+    begin_and_leave(both.stream.ack(&first)).await;
     both.stream.ack(&first).await.unwrap();
     let (mut both, progress) = both.killed().await;
     assert_eq!(progress, Some(at(1, 1)));
     both.write(&batch(1..3), at(1, 3)).await;
     both.stream.nack(&all).await.unwrap();
-    let left = tokio::time::timeout(Duration::ZERO, both.stream.receive(3, NOW)).await;
-    assert!(left.is_err(), "a receive that was cut off");
+    begin_and_leave(both.stream.receive(3, NOW)).await;
     both.stream.nack(&all).await.unwrap();
     assert_eq!(ids(&both.receive(3).await), all[1..]);
 }
