@@ -82,6 +82,7 @@ need_debian_packages() {
     if needs_servers "$1"; then
         command -v openssl >/dev/null || missing+=(openssl)
         command -v redis-server >/dev/null || missing+=(redis-tools)
+        command -v curl >/dev/null || missing+=(curl)
         has_all_postgres_versions || command -v npm >/dev/null || missing+=(npm)
         command -v javac >/dev/null || missing+=(openjdk-17-jdk-headless)
         has_debezium_serde && has_kafka || command -v mvn >/dev/null || missing+=(maven)

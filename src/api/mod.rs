@@ -2,6 +2,7 @@
 
 mod changes;
 mod control;
+mod sequin;
 
 use std::{net::SocketAddr, path::Path, sync::Arc};
 
@@ -57,14 +58,14 @@ impl Listener {
     /// Serves until Walrace stops.
     pub async fn serve(self, walrace: Arc<Walrace>) -> Result<()> {
         let stop = walrace.stopping().clone();
-        axum::serve(self.listener, router(walrace, self.instance))
+        axum::serve(self.listener, router(walrace, self.instance, self.address))
             .with_graceful_shutdown(stop.cancelled_owned())
             .await
             .class(Class::Retry, || "the HTTP listener failed")
     }
 }
 
-fn router(walrace: Arc<Walrace>, instance: Uuid) -> Router {
+fn router(walrace: Arc<Walrace>, instance: Uuid, address: SocketAddr) -> Router {
     Router::new()
         .route("/health", get(move || health(instance)))
         .route("/ready", get(ready))
@@ -74,13 +75,14 @@ fn router(walrace: Arc<Walrace>, instance: Uuid) -> Router {
         .route("/sources/{source}/changes", get(changes::of_source))
         .route("/sinks/{sink}/missing", get(changes::missing))
         .merge(control::routes())
+        .nest("/api", sequin::router(&walrace, address))
         .with_state(walrace)
 }
 
 /// The process answers; says nothing about its parts.
 async fn health(instance: Uuid) -> Json<serde_json::Value> {
     let version = env!("CARGO_PKG_VERSION");
-    Json(serde_json::json!({"ok": true, "version": version, "instance": instance}))
+    Json(serde_json::json!({"ok": true, "rev": version, "version": version, "instance": instance}))
 }
 
 /// 200 when every part does its work, else 503 with the reasons.

@@ -12,6 +12,9 @@ use crate::{
     runtime::{State, Walrace},
 };
 
+/// How long a stop waits for replies that are on their way.
+const REPLIES: Duration = Duration::from_secs(2);
+
 /// Runs until SIGTERM or SIGINT; a second one ends it at once.
 pub async fn run(global: &Global) -> Result<ExitCode> {
     let config = global.load()?;
@@ -46,6 +49,8 @@ pub async fn run(global: &Global) -> Result<ExitCode> {
         _ = terminate.recv() => error!("stopped at once; unfinished batches come again"),
         _ = interrupt.recv() => error!("stopped at once; unfinished batches come again"),
     }
+    // Those who wait for a reply, such as consumers, get it.
+    let _ = tokio::time::timeout(REPLIES, serving.join_next()).await;
     match refused {
         Some(reason) => Err(reason),
         None => Ok(ExitCode::SUCCESS),

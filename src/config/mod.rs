@@ -55,6 +55,9 @@ pub struct Config {
     pub journal: Journal,
     /// Health, metrics and the API.
     pub http: Http,
+    /// Who may use the routes below `/api`. Without any, only a listener on this machine alone
+    /// (loopback) answers them, to everybody.
+    pub api_tokens: Vec<ApiToken>,
     /// What is logged, and how.
     pub log: Log,
     /// One emitter in five keys: a shorthand for a sink named `cdc`, which it becomes on loading.
@@ -179,6 +182,18 @@ pub struct Http {
     pub listen: String,
 }
 
+/// A bearer token of the API.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ApiToken {
+    /// What it is called.
+    #[schemars(example = &"strait")]
+    pub name: String,
+    /// The token itself: `authorization: Bearer ...`.
+    #[schemars(example = "${SEQUIN_API_TOKEN}")]
+    pub token: Secret,
+}
+
 /// Logging.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -225,6 +240,7 @@ impl Default for Config {
             sink: BTreeMap::new(),
             journal: Journal::default(),
             http: Http::default(),
+            api_tokens: Vec::new(),
             log: Log::default(),
             cdc: None,
         }

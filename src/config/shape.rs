@@ -4,6 +4,9 @@
 use schemars::JsonSchema;
 use serde_json::{Map, Value};
 
+/// Further names of kinds, as serde knows them too.
+const ALIASES: &[(&str, &str)] = &[("sequin_stream", "http_pull")];
+
 /// What a value may be.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Shape {
@@ -66,7 +69,9 @@ pub(super) struct Field {
 impl Record {
     /// The kind of this name.
     pub(super) fn kind(&self, name: &str) -> Option<&Kind> {
-        self.kinds.iter().find(|kind| kind.word.name == name)
+        let same =
+            |kind: &&Kind| kind.word.name == name || ALIASES.contains(&(name, &kind.word.name));
+        self.kinds.iter().find(same)
     }
 
     /// Every key that it can have, of whatever kind; `kind` itself is not among them.

@@ -362,3 +362,30 @@ proptest! {
         prop_assert_eq!(read, config);
     }
 }
+
+#[test]
+fn what_consumers_pull_is_not_open_to_a_network_without_tokens() {
+    let sink = |listen: &str| {
+        format!("{SOURCE}[sink.a]\nkind = \"http_pull\"\n[http]\nlisten = \"{listen}\"\n")
+    };
+    for listen in ["127.0.0.1:7376", "[::1]:0", "localhost:80", ""] {
+        parse(&sink(listen), &[]);
+    }
+    for listen in ["0.0.0.0:7376", "[::]:7376", "10.0.0.1:7376", "db.internal:7376"] {
+        let message = refused(&sink(listen), &[]);
+        assert!(message.contains("`http.listen`") && message.contains("api_tokens"), "{message}");
+        let token = "\n[[api_tokens]]\nname = \"a\"\ntoken = \"${TOKEN}\"\n";
+        let config = parse(&(sink(listen) + token), &[("TOKEN", "t0ken")]);
+        assert_eq!(config.api_tokens[0].token.expose(), "t0ken");
+        assert!(!format!("{config:?}").contains("t0ken"));
+    }
+    let empty = format!("{SOURCE}\n[[api_tokens]]\nname = \"a\"\ntoken = \"\"\n");
+    assert!(refused(&empty, &[]).contains("`api_tokens[0].token` is empty"));
+}
+
+#[test]
+fn sequins_name_for_the_pull_sink_is_known() {
+    let text = format!("{SOURCE}[sink.a]\nkind = \"sequin_stream\"\nack_wait_ms = 700\n");
+    let SinkKind::HttpPull(pull) = &parse(&text, &[]).sink["a"].kind.clone() else { panic!() };
+    assert_eq!((pull.ack_wait_ms, pull.message), (700, Format::Sequin));
+}

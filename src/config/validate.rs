@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::IpAddr,
     path::{Component, Path, PathBuf},
 };
 
@@ -234,6 +235,7 @@ impl Check<'_> {
             let error = self.places.error("http.listen", "`http.listen` is not address and port");
             return Err(error.remedy("such as \"127.0.0.1:7376\"; \"\" for no HTTP"));
         }
+        self.api_tokens()?;
         let journal = &self.config.journal;
         if journal.bytes_max != 0 && journal.bytes_max < journal.segment_bytes_max.saturating_mul(2)
         {
@@ -249,6 +251,31 @@ impl Check<'_> {
         }
     }
 
+    /// Messages are not given to a whole network without asking who wants them.
+    fn api_tokens(&self) -> Result<()> {
+        let tokens = &self.config.api_tokens;
+        if let Some(index) = tokens.iter().position(|token| token.token.expose().is_empty()) {
+            let path = format!("api_tokens[{index}].token");
+            return Err(self.places.error(&path, &format!("`{path}` is empty")));
+        }
+        let mut sinks = self.config.sink.iter();
+        let pulled = sinks.find(|(_, sink)| matches!(sink.kind, SinkKind::HttpPull(_)));
+        let listen = self.config.http.listen.as_str();
+        match pulled {
+            Some((name, _)) if tokens.is_empty() && !listen.is_empty() && !is_loopback(listen) => {
+                let what = format!(
+                    "`http.listen` is open to other machines, and nobody is asked for a token \
+                     before reading from sink {name}"
+                );
+                Err(self
+                    .places
+                    .error("http.listen", &what)
+                    .remedy("add [[api_tokens]] with a name and a token, or listen on 127.0.0.1"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn level(&self, level: &str) -> Result<(), Error> {
         match tracing_subscriber::EnvFilter::builder().parse(level) {
             Ok(_) => Ok(()),
@@ -258,6 +285,13 @@ impl Check<'_> {
             }
         }
     }
+}
+
+/// Whether only this machine can reach the address.
+fn is_loopback(listen: &str) -> bool {
+    let host = listen.rsplit_once(':').map_or(listen, |(host, _)| host);
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
 
 /// What is wrong with a glob over `schema.table`.

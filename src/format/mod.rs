@@ -22,7 +22,7 @@ mod wal2json;
 mod walstream;
 
 pub(crate) use self::read::{Reading, one_line};
-pub use self::{schemas::schema, template::Template, walstream::ChangeRecord};
+pub use self::{schemas::schema, sequin::id, template::Template, walstream::ChangeRecord};
 
 /// The names that a message may carry beside the change.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

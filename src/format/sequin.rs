@@ -210,12 +210,13 @@ fn write_unchanged(out: &mut Vec<u8>, shape: &TableShape, unchanged: &[usize]) {
     out.push(b']');
 }
 
-/// From `database_name` to the end of the message. The ids are made from the names, so that they
-/// are the same on every start.
+/// The id of a `sink` or `source`, made from its name, so that it is the same on every start.
+pub fn id(kind: &str, name: &str) -> Uuid {
+    Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("walrace:{kind}:{name}").as_bytes())
+}
+
+/// From `database_name` to the end of the message.
 fn names_text(names: &Names) -> Vec<u8> {
-    let id = |kind: &str, name: &str| {
-        Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("walrace:{kind}:{name}").as_bytes()).to_string()
-    };
     let text = serde_json::json!({
         "database_name": names.source,
         "transaction_annotations": null,

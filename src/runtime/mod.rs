@@ -27,7 +27,7 @@ pub use self::{
 use crate::{
     catalog::Catalog,
     change::Timestamp,
-    config::Config,
+    config::{Config, SinkKind},
     disk::RealDisk,
     error::{Class, Classify, Error, Result, ResultExt},
     format::Names,
@@ -55,6 +55,8 @@ pub struct Walrace {
     sources: BTreeMap<String, Arc<Capturing>>,
     sinks: BTreeMap<String, Arc<Delivering>>,
     queues: sink::Queues,
+    pulls: sink::Pulls,
+    config: Config,
     stop: CancellationToken,
     tasks: tokio::sync::Mutex<JoinSet<()>>,
     workers: Workers,
@@ -67,7 +69,9 @@ impl Walrace {
         config.create_directories()?;
         let catalog = Catalog::open(&config.data_dir).await?;
         let parking = Parking::open(&config.dead_letters()).await?;
+        let stop = CancellationToken::new();
         let queues = sink::Queues::default();
+        let pulls = sink::Pulls::until(stop.clone());
         let mut sources = BTreeMap::new();
         for (name, source) in &config.source {
             let journal = open_journal(&config, name).await?;
@@ -76,11 +80,11 @@ impl Walrace {
         }
         let mut sinks = BTreeMap::new();
         for name in config.sink.keys() {
-            let sink = delivering(&config, name, &sources, (&catalog, &parking, &queues))?;
+            let shared = (&queues, &pulls);
+            let sink = delivering(&config, name, &sources, (&catalog, &parking, shared))?;
             sink.register().await.context(|| format!("while placing sink {name}"))?;
             sinks.insert(name.clone(), Arc::new(sink));
         }
-        let stop = CancellationToken::new();
         let walrace = Arc::new(Self {
             started_at: Timestamp::now(),
             catalog,
@@ -88,6 +92,8 @@ impl Walrace {
             sources,
             sinks,
             queues,
+            pulls,
+            config: config.clone(),
             stop,
             tasks: tokio::sync::Mutex::default(),
             workers: Workers::start()?,
@@ -139,6 +145,24 @@ impl Walrace {
         self.sinks.get(name).ok_or_else(|| Error::config(format!("there is no sink {name}")))
     }
 
+    /// The consumers' end of the `http_pull` sink `name`; `None` where there is no such sink.
+    pub fn stream(&self, name: &str) -> Option<sink::Stream> {
+        match &self.config.sink.get(name)?.kind {
+            SinkKind::HttpPull(options) => Some(self.pulls.stream(name, options)),
+            _ => None,
+        }
+    }
+
+    /// What it was started with.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// What the sink `name` is doing.
+    pub fn state_of(&self, name: &str) -> Option<State> {
+        Some(self.sinks.get(name)?.state())
+    }
+
     /// What every part is doing.
     pub fn status(&self) -> Status {
         Status {
@@ -179,7 +203,7 @@ fn delivering(
     config: &Config,
     name: &str,
     sources: &BTreeMap<String, Arc<Capturing>>,
-    (catalog, parking, queues): (&Catalog, &Parking, &sink::Queues),
+    (catalog, parking, (queues, pulls)): (&Catalog, &Parking, (&sink::Queues, &sink::Pulls)),
 ) -> Result<Delivering> {
     let sink = config.sink.get(name).ok_or_else(|| Error::bug("a sink without a table"))?;
     let fair = (DELIVERY_BYTES_MAX / config.sink.len().max(1)).max(DELIVERY_BYTES_MIN);
@@ -190,6 +214,7 @@ fn delivering(
     let names = capturing.names(name);
     let mut context = sink::Context::new(&config.data_dir, names, capturing.journal.lineage());
     context.queues = queues.clone();
+    context.pulls = pulls.clone();
     let stores = (catalog.clone(), parking.clone(), context);
     Ok(Delivering::new((name, &source), sink, capturing, stores))
 }

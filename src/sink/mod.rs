@@ -22,6 +22,7 @@ use crate::{
     format::Names,
 };
 
+pub use pull::{Pulled, Pulls, Stream};
 pub use queue::{Delivery, Queues, Subscription};
 pub use stats::{SinkStats, Totals};
 
@@ -34,6 +35,7 @@ mod nats;
 mod object_store;
 mod opensearch;
 mod postgres;
+mod pull;
 mod queue;
 mod rabbitmq;
 mod redis;
@@ -58,6 +60,8 @@ pub struct Context {
     pub lineage: Uuid,
     /// The queues of the program that embeds Walrace.
     pub queues: Queues,
+    /// The streams that consumers pull from.
+    pub pulls: Pulls,
     /// Changes for which the sink's format has no message.
     pub filtered: Arc<AtomicU64>,
 }
@@ -71,6 +75,7 @@ impl Context {
             names,
             lineage,
             queues: Queues::default(),
+            pulls: Pulls::default(),
             filtered: Arc::default(),
         }
     }

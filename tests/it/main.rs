@@ -31,6 +31,7 @@ mod operation;
 mod parking;
 mod progress;
 mod rules;
+mod sequin_api;
 mod sink;
 mod source;
 mod source_history;

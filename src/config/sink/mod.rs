@@ -7,11 +7,12 @@ use serde::{Deserialize, Serialize};
 
 mod kafka;
 mod postgres;
+mod pull;
 mod queues;
 mod redis;
 mod search;
 
-pub use self::{kafka::*, postgres::*, queues::*, redis::*, search::*};
+pub use self::{kafka::*, postgres::*, pull::*, queues::*, redis::*, search::*};
 use super::{From, Rules, Secret, yes};
 use crate::change::Op;
 
@@ -179,6 +180,9 @@ macro_rules! sink_kinds {
             Rabbitmq => rabbitmq::Rabbitmq,
             /// Topics of Apache Kafka.
             Kafka => kafka::Kafka,
+            /// Consumers fetch messages over HTTP and acknowledge them; a Sequin Stream.
+            #[serde(alias = "sequin_stream")]
+            HttpPull => pull::HttpPull,
         }
     };
 }

@@ -17,7 +17,7 @@ use tracing::{error, warn};
 pub use self::control::{Moved, To};
 use super::{
     capturing::Capturing,
-    part::{Backoff, Next, Part},
+    part::{Backoff, Next, Part, State},
     status::SinkStatus,
 };
 use crate::{
@@ -422,6 +422,10 @@ impl Delivering {
     /// The first offset that the sink may still ask for.
     pub(super) fn needs(&self) -> u64 {
         self.stats.recorded()
+    }
+
+    pub(super) fn state(&self) -> State {
+        self.part.state().0
     }
 
     pub(super) fn status(&self) -> SinkStatus {

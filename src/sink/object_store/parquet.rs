@@ -135,7 +135,7 @@ impl Rows {
         let fields = fields.collect::<::parquet::errors::Result<Vec<_>>>()?;
         let schema = Type::group_type_builder("change").with_fields(fields).build()?;
         let properties = WriterProperties::builder()
-            .set_compression(ObjectCompression::ZSTD(ZstdLevel::default()))
+            .set_compression(Compression::ZSTD(ZstdLevel::default()))
             .set_created_by(concat!("walrace ", env!("CARGO_PKG_VERSION")).into())
             .build();
         let mut out = Vec::new();

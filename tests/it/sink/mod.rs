@@ -21,12 +21,12 @@ pub(crate) mod object_store;
 pub(crate) mod opensearch;
 mod plain;
 mod postgres;
+mod pull;
 mod queue;
 pub(crate) mod rabbitmq;
 mod receiver;
 mod redis;
 mod replica;
-#[expect(dead_code, reason = "the conformance suite is made of it")]
 pub(crate) mod target;
 mod webhook;
 
