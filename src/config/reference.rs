@@ -89,10 +89,7 @@ impl Config {
 
     /// The kinds of source, each with what it is.
     pub fn source_kinds() -> Vec<(String, String)> {
-        let sources = record_of::<Self>().fields.into_iter().find(|field| field.name == "source");
-        let Some(Shape::Map(values)) = sources.map(|field| field.shape) else { return Vec::new() };
-        let Shape::Record(record) = *values else { return Vec::new() };
-        record.kinds.into_iter().map(|kind| (kind.word.name, kind.word.doc)).collect()
+        kinds_of("source")
     }
 
     /// Every key with its docs and its default, as a commented TOML file.
@@ -119,6 +116,14 @@ impl Config {
     }
 }
 
+/// The kinds of the parts named `field`, each with what it is.
+fn kinds_of(field: &str) -> Vec<(String, String)> {
+    let parts = record_of::<Config>().fields.into_iter().find(|part| part.name == field);
+    let Some(Shape::Map(values)) = parts.map(|part| part.shape) else { return Vec::new() };
+    let Shape::Record(record) = *values else { return Vec::new() };
+    record.kinds.into_iter().map(|kind| (kind.word.name, kind.word.doc)).collect()
+}
+
 /// The sections, what people write first in front; the schema knows no order.
 fn sections(record: &Record) -> Vec<&Field> {
     let first = ["source", "sink", "journal", "http", "log"];
@@ -141,8 +146,12 @@ fn toml_section(text: &mut String, field: &Field) {
     let Shape::Map(values) = &field.shape else {
         text.push('\n');
         comment(text, &field.doc);
-        text.push_str(&format!("#[{}]\n", field.name));
-        if let Shape::Record(record) = &field.shape {
+        let (open, close, record) = match &field.shape {
+            Shape::List(values) => ("[[", "]]", values.as_ref()),
+            shape => ("[", "]", shape),
+        };
+        text.push_str(&format!("#{open}{}{close}\n", field.name));
+        if let Shape::Record(record) = record {
             toml_fields(text, &record.fields);
         }
         return;
@@ -229,6 +238,12 @@ fn markdown_section(text: &mut String, field: &Field) {
         Shape::Record(record) => {
             let _ = write!(text, "\n## `[{}]`\n\n{}\n", field.name, field.doc);
             markdown_table(text, &record.fields);
+        }
+        Shape::List(values) => {
+            let _ = write!(text, "\n## `[[{}]]`\n\n{}\n", field.name, field.doc);
+            if let Shape::Record(record) = values.as_ref() {
+                markdown_table(text, &record.fields);
+            }
         }
         Shape::Map(values) => {
             let _ = write!(text, "\n## `[{}.NAME]`\n\n{}\n", field.name, field.doc);
@@ -382,27 +397,34 @@ mod tests {
 
     #[test]
     fn the_reference_loads_when_all_of_it_is_uncommented() {
-        let variables =
-            ["PGPASSWORD", "WEBHOOK_SECRET", "WEBHOOK_HMAC_SECRET", "MASK_KEY"].map(|n| (n, "x"));
+        let variables = [
+            "PGPASSWORD",
+            "WEBHOOK_SECRET",
+            "WEBHOOK_HMAC_SECRET",
+            "MASK_KEY",
+            "SEQUIN_API_TOKEN",
+            "TARGET_PASSWORD",
+            "KAFKA_PASSWORD",
+            "NATS_PASSWORD",
+            "NATS_TOKEN",
+            "NATS_NKEY_SEED",
+            "RABBITMQ_PASSWORD",
+            "SEARCH_PASSWORD",
+            "SEARCH_API_KEY",
+            "SEARCH_TOKEN",
+            "AWS_ACCESS_KEY_ID",
+            "AWS_SECRET_ACCESS_KEY",
+        ]
+        .map(|name| (name, "x"));
         // dlq_path may stand in one of two places only
         let text = uncommented().replacen("\ndlq_path", "\n#dlq_path", 1);
         let config = Config::parse_in(&text, "reference", &Environment::of(variables)).unwrap();
         assert_eq!(config.source.len(), 1);
-        let sinks: Vec<_> = config.sink.keys().collect();
-        assert_eq!(
-            sinks,
-            [
-                "cdc",
-                "custom",
-                "file",
-                "queue",
-                "redis_pubsub",
-                "redis_stream",
-                "redis_string",
-                "stdout",
-                "webhook"
-            ]
-        );
+        let sinks: Vec<&str> = config.sink.keys().map(String::as_str).collect();
+        let mut kinds: Vec<_> = kinds_of("sink").into_iter().map(|(name, _)| name).collect();
+        kinds.push("cdc".to_owned());
+        kinds.sort_unstable();
+        assert_eq!(sinks, kinds);
         assert_eq!(config.journal, crate::config::Journal::default());
     }
 

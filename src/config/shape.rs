@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde_json::{Map, Value};
 
 /// Further names of kinds, as serde knows them too.
-const ALIASES: &[(&str, &str)] = &[("sequin_stream", "http_pull")];
+const ALIASES: &[(&str, &str)] = &[("sequin_stream", "http_pull"), ("elasticsearch", "opensearch")];
 
 /// What a value may be.
 #[derive(Clone, Debug, PartialEq)]

@@ -10,7 +10,7 @@ use super::{lanes::Lanes, run::Run};
 use crate::{
     catalog::Catalog,
     change::{Batch, Change, Timestamp},
-    error::Result,
+    error::{Class, Result},
     failpoint,
     journal::{Limits, Reader},
     parking::{Lot, Why},
@@ -74,13 +74,13 @@ impl Delivery<'_> {
         loop {
             self.retry(stop).await?;
             let due = self.sink.not_before().unwrap_or_else(Instant::now);
-            let unrecorded = self.is_unrecorded();
+            let record = self.is_unrecorded().then(|| self.record_at());
             let parked = self.lot.wake().map(|at| due.max(until(at)));
             let batch = tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(None),
                 batch = read_after(due, &mut self.reader, self.cut.limits) => batch?,
-                () = sleep_until(self.recorded_at + RECORD_EVERY), if unrecorded => {
+                () = sleep_until(record.unwrap_or(due)), if record.is_some() => {
                     self.record().await?;
                     continue;
                 }
@@ -157,6 +157,7 @@ impl Delivery<'_> {
                 run.close_transaction_of(&change);
             }
             Ok(parts) => run.push_parts(change, parts),
+            Err(error) if error.class() != Class::Data => return Err(error),
             Err(error) => {
                 run.close_transaction_of(&change);
                 self.lot.park(change, Why::Failed(error.to_string()))?;
@@ -170,6 +171,13 @@ impl Delivery<'_> {
         self.recorded_at.elapsed() >= RECORD_EVERY || self.stats.is_record_wanted()
     }
 
+    /// When the progress is written down next: what a sink only has taken waits for its time.
+    fn record_at(&self) -> Instant {
+        let regular = self.recorded_at + RECORD_EVERY;
+        let only_taken = self.stats.recorded() >= self.progress.cursor;
+        self.sink.flush_at().filter(|_| only_taken).map_or(regular, |at| at.max(regular))
+    }
+
     /// Whether something was passed that is not written down; within an open transaction of a
     /// target that takes whole ones there is nothing to write yet.
     fn is_unrecorded(&self) -> bool {
@@ -178,12 +186,21 @@ impl Delivery<'_> {
     }
 
     /// Makes the progress durable in the catalog, and before that at a target that keeps its own.
+    /// What the target only has taken is flushed when its time has come.
     pub(super) async fn record(&mut self) -> Result<()> {
+        let flush = self.sink.flush_at().is_none_or(|at| at <= Instant::now());
+        self.record_and(flush).await
+    }
+
+    /// As `record`; with `flush` whatever the target has taken becomes durable now.
+    pub(super) async fn record_and(&mut self, flush: bool) -> Result<()> {
         if !self.is_unrecorded() {
             return Ok(());
         }
         let ahead = self.written < self.progress.cursor;
-        if self.taken.is_some() || ahead && self.sink.capabilities().transactional_progress {
+        if self.taken.is_some() && flush
+            || ahead && self.taken.is_none() && self.sink.capabilities().transactional_progress
+        {
             let cursor = self.taken.unwrap_or(self.progress.cursor);
             match self.sink.write_nothing(&Progress { cursor, ..self.progress }).await? {
                 Written::Until(durable) => {
@@ -217,7 +234,7 @@ impl Delivery<'_> {
 
     /// Lets go of the target, with all progress written down.
     pub(super) async fn close(&mut self) -> Result<()> {
-        self.record().await?;
+        self.record_and(true).await?;
         self.sink.close().await
     }
 

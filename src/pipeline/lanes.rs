@@ -40,6 +40,11 @@ impl<'a> Lanes<'a> {
         self.0.iter().filter_map(|sink| sink.not_before()).max()
     }
 
+    /// When what was taken and is not durable should be.
+    pub fn flush_at(&self) -> Option<Instant> {
+        self.first()?.flush_at()
+    }
+
     /// Writes a batch that only carries progress.
     pub async fn write_nothing(&mut self, progress: &Progress) -> Result<Written> {
         self.first_mut()?.write(&Batch::default(), progress).await

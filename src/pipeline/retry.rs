@@ -23,7 +23,7 @@ impl Delivery<'_> {
                 return Ok(());
             }
             if self.taken.is_some() {
-                self.record().await?;
+                self.record_and(true).await?;
             }
             if self.taken.is_some() && self.sink.capabilities().atomic {
                 return Ok(()); // within a transaction; they are due again right after it
@@ -100,6 +100,7 @@ impl Delivery<'_> {
                 }
                 Ok(Some((Some(change), parts)))
             }
+            Err(error) if error.class() != Class::Data => Err(error),
             Err(error) => {
                 self.lot.refused(offset, Why::Failed(error.to_string())).await?;
                 Ok(None)

@@ -34,7 +34,7 @@ use crate::{
     journal::{self, Journal, Token},
     parking::Parking,
     sink,
-    transform::Filter,
+    transform::{Filter, Transform},
 };
 
 /// How long a stop waits for writes in flight.
@@ -209,6 +209,7 @@ fn delivering(
     let fair = (DELIVERY_BYTES_MAX / config.sink.len().max(1)).max(DELIVERY_BYTES_MIN);
     let mut sink = sink.clone();
     sink.batch_bytes_max = sink.batch_bytes_max.min(fair);
+    Transform::new(name, &sink)?; // a rule that cannot be read is told before anything starts
     let source = config.source_of(&sink).to_owned();
     let capturing = source_of(sources, &source)?;
     let names = capturing.names(name);

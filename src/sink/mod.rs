@@ -211,6 +211,12 @@ pub trait Sink: Send {
         None
     }
 
+    /// When what it has taken and not made durable is wanted at the target: an empty batch comes
+    /// then. `None` is within a second.
+    fn flush_at(&self) -> Option<Instant> {
+        None
+    }
+
     /// Connects, undoes what an unfinished write left behind, and returns the target's own progress
     /// where it keeps one and has one. Called again after each error of class `Retry`.
     async fn open(&mut self) -> Result<Option<Progress>>;

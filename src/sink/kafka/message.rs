@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
+use percent_encoding::percent_decode_str;
 use rdkafka::message::{Header, OwnedHeaders};
 
 use crate::{
@@ -77,7 +78,7 @@ impl Maker {
             let message = self.message(change, topic, value)?;
             let name = messages.topics.get(topic).map_or("", |name| name);
             self.check_size(&message, name)?;
-            let tombstone = is_followed_by_tombstone(change).then(|| message.tombstone());
+            let tombstone = self.encoder.tombstone(change).then(|| message.tombstone());
             messages.list.push(message);
             messages.list.extend(tombstone);
         }
@@ -90,6 +91,9 @@ impl Maker {
         let mut headers = OwnedHeaders::new_with_capacity(2);
         let (id, offset) = (change.idempotency_key(), change.offset.to_string());
         let own = [("idempotency-key", id.as_str()), ("walrace-offset", offset.as_str())];
+        for (name, value) in self.format_headers(change)? {
+            headers = headers.insert(Header { key: &name, value: Some(&value) });
+        }
         for (name, value) in change.headers().chain(own) {
             headers = headers.insert(Header { key: name, value: Some(value) });
         }
@@ -100,6 +104,22 @@ impl Maker {
         };
         let timestamp_ms = change.transaction.commit_time.0.div_euclid(1_000);
         Ok(Message { topic, hash, key, value: Some(value), headers, timestamp_ms })
+    }
+
+    /// The attributes that the format puts into headers, as CloudEvents' binding for Kafka names and
+    /// writes them: `ce_id`, not `ce-id`, and nothing percent-encoded.
+    fn format_headers(&mut self, change: &Change) -> Result<Vec<(String, String)>> {
+        let headers = self.encoder.headers(change)?;
+        if headers.is_empty() {
+            return Ok(Vec::new());
+        }
+        let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
+        let mut named: Vec<_> = headers
+            .iter()
+            .map(|(name, value)| (name.replacen("ce-", "ce_", 1), decoded(value)))
+            .collect();
+        named.push(("content-type".to_owned(), self.encoder.content_type().to_owned()));
+        Ok(named)
     }
 
     fn topic(&self, change: &Change) -> Result<String> {
@@ -150,11 +170,6 @@ impl Message {
     fn tombstone(&self) -> Self {
         Self { key: self.key.clone(), value: None, headers: self.headers.clone(), ..*self }
     }
-}
-
-/// Whether the format wants a second message without a value; none does so far.
-fn is_followed_by_tombstone(_change: &Change) -> bool {
-    false
 }
 
 /// What a change without a key belongs to.

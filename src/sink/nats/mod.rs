@@ -94,9 +94,11 @@ impl Nats {
         Ok(Some(Message { subject, headers, payload: payload.into() }))
     }
 
-    fn headers(&self, change: &Change) -> Result<HeaderMap> {
+    fn headers(&mut self, change: &Change) -> Result<HeaderMap> {
         let mut headers = HeaderMap::new();
-        for (name, value) in change.headers() {
+        let of_format = self.encoder.headers(change)?;
+        let of_format = of_format.iter().map(|(name, value)| (*name, value.as_str()));
+        for (name, value) in of_format.chain(change.headers()) {
             let refused = || Error::data(format!("the header `{name}` is not one that NATS takes"));
             let key: HeaderName = name.parse().map_err(|_| refused())?;
             let value: HeaderValue = value.parse().map_err(|_| refused())?;

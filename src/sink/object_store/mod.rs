@@ -238,6 +238,10 @@ impl Sink for ObjectStore {
         Capabilities { transactional_progress: true, ..Capabilities::default() }
     }
 
+    fn flush_at(&self) -> Option<Instant> {
+        self.waiting.since.map(|since| since + self.roll)
+    }
+
     async fn open(&mut self) -> Result<Option<Progress>> {
         self.waiting = Waiting::default();
         self.bucket.connect(true)?;

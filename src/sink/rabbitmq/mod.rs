@@ -88,7 +88,7 @@ impl Rabbitmq {
             .with_message_id(id.clone())
             .with_timestamp(seconds.try_into().unwrap_or(0))
             .with_content_type(short(self.encoder.content_type(), "the media type")?)
-            .with_headers(headers(change)?);
+            .with_headers(headers(change, &self.encoder.headers(change)?)?);
         Ok(Some(Message { routing_key, id, properties, payload }))
     }
 
@@ -258,10 +258,11 @@ impl Sink for Rabbitmq {
     }
 }
 
-fn headers(change: &Change) -> Result<FieldTable> {
+fn headers(change: &Change, of_format: &[(&str, String)]) -> Result<FieldTable> {
     let mut headers = FieldTable::default();
     let mut bytes = 0;
-    for (name, value) in change.headers() {
+    let of_format = of_format.iter().map(|(name, value)| (*name, value.as_str()));
+    for (name, value) in of_format.chain(change.headers()) {
         bytes += name.len() + value.len();
         let name = short(name, "the name of a header")?;
         headers.insert(name, AMQPValue::LongString(LongString::from(value)));

@@ -130,6 +130,13 @@ impl OpenSearch {
         serde_json::from_str(&text).unwrap_or(Json::String(text))
     }
 
+    /// Whether there is such an index.
+    pub(crate) async fn has_index(&self, name: &str) -> bool {
+        let found =
+            self.ask("GET", &format!("_cat/indices/{name}*?format=json"), &Json::Null).await;
+        found.as_array().is_some_and(|found| found.iter().any(|index| index["index"] == name))
+    }
+
     /// Every document of the indexes that `pattern` matches, with its id, in the order of the ids.
     pub(crate) async fn documents(&self, pattern: &str) -> Vec<(String, Json)> {
         self.ask("POST", &format!("{pattern}/_refresh"), &Json::Null).await;

@@ -277,7 +277,7 @@ async fn compare(target: &mut dyn Target, caps: Capabilities, cluster: &Cluster)
         let mut found = State::default();
         for item in content {
             let name = item["table"].as_str().unwrap();
-            let table = name.strip_prefix("ledger.").unwrap_or(name);
+            let table = name.rsplit('.').next().unwrap_or(name);
             found.insert(table, item["row"].clone());
         }
         found.without("t").assert_equal(&state);

@@ -18,7 +18,7 @@ use walrace::{
     sink::{Progress, Sink},
 };
 
-use super::{batch, delivers, fails, open, target::Target, truncate, write};
+use super::{batch, conformance::conforms, delivers, fails, open, target::Target, truncate, write};
 use crate::kit::{
     Cluster, Isolation, KAFKA_PASSWORD, Kafka, Record, Server, source_toml, wait_for,
 };
@@ -34,6 +34,10 @@ impl Target for KafkaTarget {
 
     fn wrong_login(&self) -> Option<Json> {
         Some(login(&self.0, json!({"sasl_mechanism": "scram_sha_256", "password": "wrong"})))
+    }
+
+    fn failpoints(&self) -> &'static [&'static str] {
+        &["kafka::after_produce:2", "kafka::before_commit:3", "kafka::after_commit:2"]
     }
 
     async fn stop(&mut self) {
@@ -594,4 +598,9 @@ async fn a_walrace_that_dies_in_any_step_of_a_commit_delivers_each_change_once()
     printed.sort_unstable();
     values.sort_unstable();
     assert_eq!(printed, values);
+}
+
+#[tokio::test]
+async fn the_kafka_sink_conforms() {
+    conforms(&mut KafkaTarget(Kafka::start().await)).await;
 }

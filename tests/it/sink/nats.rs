@@ -10,7 +10,10 @@ use walrace::{
     sink::Sink,
 };
 
-use super::{batch, delivers, fails, letters, offsets, open, target::Target, truncate, write};
+use super::{
+    batch, conformance::conforms, delivers, fails, letters, offsets, open, target::Target,
+    truncate, write,
+};
 use crate::kit::{Nats, Proxy};
 
 /// A NATS server with a stream for everything below `app`.
@@ -34,6 +37,10 @@ impl Target for NatsTarget {
 
     fn wrong_login(&self) -> Option<Json> {
         Some(config(&self.server.url_of("walrace:wrong"), json!({})))
+    }
+
+    fn failpoints(&self) -> &'static [&'static str] {
+        &["nats::after_publish:2", "nats::after_acks:3"]
     }
 
     async fn stop(&mut self) {
@@ -396,4 +403,9 @@ async fn a_wrong_nats_setting_is_refused_before_anything_is_sent() {
         assert_eq!(error.class(), Class::Config, "{error}");
         assert!(!format!("{error:?}").contains("hunter2"), "{error}");
     }
+}
+
+#[tokio::test]
+async fn the_nats_sink_conforms() {
+    conforms(&mut NatsTarget::start().await).await;
 }

@@ -23,7 +23,7 @@ use walrace::{
     sink::{Progress, Sink, Written},
 };
 
-use super::{batch, delivers, fails, offsets, open, target::Target, write};
+use super::{batch, conformance::conforms, delivers, fails, offsets, open, target::Target, write};
 use crate::kit::Moto;
 
 /// The sink `object_store` over a local folder, for the conformance suite.
@@ -74,7 +74,6 @@ pub(crate) struct S3Target {
 }
 
 impl S3Target {
-    #[expect(dead_code, reason = "the conformance suite starts it")]
     pub(crate) async fn new() -> Self {
         Self { moto: Moto::start().await }
     }
@@ -508,4 +507,14 @@ async fn a_change_is_in_one_object_wherever_the_process_dies() {
         let seen = offsets(&lines_of(&folder_objects(folder.path())));
         assert_eq!(seen, (0..end).collect::<Vec<_>>(), "{point}");
     }
+}
+
+#[tokio::test]
+async fn the_object_store_sink_over_a_folder_conforms() {
+    conforms(&mut FolderTarget::new()).await;
+}
+
+#[tokio::test]
+async fn the_object_store_sink_over_s3_conforms() {
+    conforms(&mut S3Target::new().await).await;
 }

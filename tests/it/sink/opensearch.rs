@@ -9,9 +9,13 @@ use walrace::{
 };
 
 use super::{
-    batch, delivers, fails, letters, open, receiver::Receiver, target::Target, truncate, write,
+    batch, conformance::conforms, delivers, fails, letters, open, receiver::Receiver,
+    target::Target, truncate, write,
 };
 use crate::kit::OpenSearch;
+
+/// The tables of the ledger that have a key.
+const TABLES: &[&str] = &["tx", "account", "order_line", "document", "visit"];
 
 /// The sink `opensearch` and its server, for the conformance suite.
 pub(crate) struct OpenSearchTarget {
@@ -19,7 +23,6 @@ pub(crate) struct OpenSearchTarget {
 }
 
 impl OpenSearchTarget {
-    #[expect(dead_code, reason = "the conformance suite starts it")]
     pub(crate) async fn new() -> Self {
         let server = OpenSearch::start().await;
         // With a fixed type there is a change that the server refuses.
@@ -35,6 +38,14 @@ impl Target for OpenSearchTarget {
         json!({"kind": "opensearch", "url": self.server.url()})
     }
 
+    fn ledger_config(&self) -> Json {
+        json!({"kind": "opensearch", "url": self.server.url(), "on_truncate": "delete"})
+    }
+
+    fn tables(&self) -> &'static [&'static str] {
+        TABLES
+    }
+
     async fn stop(&mut self) {
         self.server.down();
     }
@@ -44,9 +55,18 @@ impl Target for OpenSearchTarget {
     }
 
     async fn content(&mut self) -> Vec<Json> {
-        let documents = self.server.documents("public.t").await;
-        let row = |(_, row): (String, Json)| json!({"table": "public.t", "row": row});
-        documents.into_iter().map(row).collect()
+        let mut content = Vec::new();
+        for table in [&["t"], TABLES].concat() {
+            let index =
+                if table == "t" { "public.t".to_owned() } else { format!("ledger.{table}") };
+            if !self.server.has_index(&index).await {
+                continue;
+            }
+            let documents = self.server.documents(&index).await;
+            let row = |(_, row): (String, Json)| json!({"table": table, "row": row});
+            content.extend(documents.into_iter().map(row));
+        }
+        content
     }
 
     /// Longer than what Lucene takes as one term.
@@ -351,4 +371,9 @@ async fn changes_of_a_table_without_a_key_can_only_be_added() {
     assert_eq!(letters(&write(&mut *sink, &both).await.unwrap()), "drr");
     let body = String::from_utf8(receiver.requests()[0].body.to_vec()).unwrap();
     assert!(body.contains(&added.idempotency_key()), "{body}");
+}
+
+#[tokio::test]
+async fn the_opensearch_sink_conforms() {
+    conforms(&mut OpenSearchTarget::new().await).await;
 }

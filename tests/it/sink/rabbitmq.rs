@@ -9,7 +9,10 @@ use walrace::{
     sink::{Sink, Written},
 };
 
-use super::{batch, delivers, fails, letters, offsets, open, target::Target, truncate, write};
+use super::{
+    batch, conformance::conforms, delivers, fails, letters, offsets, open, target::Target,
+    truncate, write,
+};
 use crate::kit::RabbitMq;
 
 /// A RabbitMQ with one queue for everything that the exchange `changes` gets.
@@ -33,6 +36,10 @@ impl Target for RabbitMqTarget {
 
     fn wrong_login(&self) -> Option<Json> {
         Some(config(&self.server.url_of("walrace:wrong"), json!({})))
+    }
+
+    fn failpoints(&self) -> &'static [&'static str] {
+        &["rabbitmq::after_publish:2", "rabbitmq::after_confirms:3"]
     }
 
     async fn stop(&mut self) {
@@ -301,4 +308,9 @@ fn a_wrong_rabbitmq_setting_is_refused_before_anything_is_sent() {
         assert_eq!(error.class(), Class::Config, "{error}");
         assert!(!format!("{error:?}").contains("hunter2"), "{error}");
     }
+}
+
+#[tokio::test]
+async fn the_rabbitmq_sink_conforms() {
+    conforms(&mut RabbitMqTarget::start().await).await;
 }

@@ -13,7 +13,7 @@ use walrace::{
     sink::{Progress, Sink, Written},
 };
 
-use super::{batch, delivers, fails, open, target::Target, write};
+use super::{batch, conformance::conforms, delivers, fails, open, target::Target, write};
 use crate::kit::{Cluster, Proxy, Setup, Stop, wait_for};
 
 mod rows;
@@ -26,7 +26,6 @@ pub(crate) struct Postgres {
 }
 
 impl Postgres {
-    #[expect(dead_code, reason = "the conformance suite starts it")]
     pub(crate) async fn start(on_refusal: &'static str) -> Self {
         Self { cluster: Cluster::start().await, on_refusal }
     }
@@ -41,6 +40,10 @@ impl Target for Postgres {
     fn wrong_login(&self) -> Option<Json> {
         let url = self.cluster.url().replace("postgres@", "nobody:wrong@");
         Some(json!({"kind": "postgres", "url": url}))
+    }
+
+    fn failpoints(&self) -> &'static [&'static str] {
+        &["postgres::before_commit:3", "postgres::after_commit:2"]
     }
 
     async fn stop(&mut self) {
@@ -388,4 +391,11 @@ async fn sslmode_says_how_far_the_certificate_is_checked() {
     config.as_object_mut().unwrap().extend(missing.as_object().unwrap().clone());
     let error = open(config).unwrap().open().await.unwrap_err();
     assert!(error.to_string().contains("none.pem"), "{error}");
+}
+
+#[tokio::test]
+async fn the_postgres_sink_conforms_with_whole_transactions_and_with_parking() {
+    for on_refusal in ["block", "park"] {
+        conforms(&mut Postgres::start(on_refusal).await).await;
+    }
 }
