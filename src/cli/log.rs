@@ -9,9 +9,14 @@ use crate::{
     error::{Class, Classify, Error, Result},
 };
 
+/// What is logged where nobody says. The clients of queues tell of each connection, and one of them
+/// shows whole messages.
+const INFO: &str = "info,async_nats=warn,lapin=error";
+const VERBOSE: &str = "info,walrace=debug,async_nats=warn,lapin=error";
+
 /// Starts logging; once in a process.
 pub fn start(log: &Log) -> Result<()> {
-    let filter = log.level.as_deref().unwrap_or("info");
+    let filter = log.level.as_deref().unwrap_or(INFO);
     let filter = EnvFilter::builder()
         .parse(filter)
         .class(Class::Config, || format!("`log.level` is not a filter: {filter}"))?;
@@ -30,7 +35,7 @@ pub fn start(log: &Log) -> Result<()> {
 pub(crate) fn level_of(verbose: u8) -> Option<&'static str> {
     match verbose {
         0 => None,
-        1 => Some("info,walrace=debug"),
+        1 => Some(VERBOSE),
         2 => Some("debug"),
         _ => Some("trace"),
     }

@@ -211,7 +211,7 @@ mod tests {
         assert_eq!(global.load().unwrap().log.level.as_deref(), Some("warn"));
         let format = Some(LogFormat::Json);
         let log = Global { log_format: format, verbose: 1, ..global }.load().unwrap().log;
-        assert_eq!(log.level.as_deref(), Some("info,walrace=debug"));
+        assert_eq!(log.level.as_deref(), log::level_of(1));
         assert_eq!(log.format, LogFormat::Json);
     }
 

@@ -58,7 +58,20 @@ impl Serialize for Secret {
 }
 
 fn is_scheme(text: &str) -> bool {
-    matches!(text, "postgres" | "postgresql" | "http" | "https")
+    const SCHEMES: [&str; 11] = [
+        "postgres",
+        "postgresql",
+        "http",
+        "https",
+        "redis",
+        "rediss",
+        "nats",
+        "tls",
+        "amqp",
+        "amqps",
+        "s3",
+    ];
+    SCHEMES.contains(&text)
 }
 
 /// Works on the text, not on a parsed URL: one that does not parse must not be shown either. All up

@@ -178,8 +178,8 @@ pub enum Written {
 pub struct Capabilities {
     /// The target keeps [`Progress`] together with the data, so nothing is delivered twice.
     pub transactional_progress: bool,
-    /// One transaction of the source is one transaction of the target: a batch that ends within
-    /// one leaves it open ([`Written::Until`]), and an empty batch comes only at a transaction's end.
+    /// One transaction of the source is one transaction of the target: a batch that ends within one
+    /// leaves it open ([`Written::Until`]), and an empty batch comes only at a transaction's end.
     pub atomic: bool,
     /// Several lanes may write at the same time.
     pub lanes: bool,

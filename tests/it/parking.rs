@@ -389,3 +389,56 @@ async fn lanes_write_at_the_same_time_and_keep_the_order_of_each_key() {
         assert_eq!(values, all, "item {id}");
     }
 }
+
+#[tokio::test]
+async fn a_change_on_which_a_rule_fails_is_a_dead_letter_at_once_and_never_delivered() {
+    let rules = "[[sink.hook.transform]]\nset = { size = \"size(record.v) + 0\" }\n\
+                 [[sink.hook.transform]]\ndrop = [\"v\"]\n";
+    let mut scene = Scene::set(rules).await;
+    scene.cluster.sql("insert into item values (1, 'abc'), (2, null), (3, 'x')").await;
+    scene.cluster.sql("update item set v = 'later' where id = 2").await;
+    let seen = scene.hook.wait_until(|seen| seen.len() >= 2).await;
+    let sizes: Vec<_> = seen.iter().map(|change| change["after"].clone()).collect();
+    assert_eq!(sizes, [json!({"id": 1, "size": 3}), json!({"id": 3, "size": 1})]);
+    scene.wait_parked(2, 1).await;
+    let letter: Value = serde_json::from_str(&scene.walrace(&["dlq", "show", "hook:1"])).unwrap();
+    assert_eq!((&letter["state"], &letter["attempts"]), (&json!("dead"), &json!(1)));
+    assert!(letter["error"].as_str().unwrap().contains("size"), "{letter}");
+    assert_eq!(letter["change"]["after"]["v"], Value::Null, "as it was before any rule");
+
+    // The rule is mended, and the dead letter goes through the new one.
+    let config = std::fs::read_to_string(scene.server.path("walrace.toml")).unwrap();
+    scene.server.kill();
+    let mended = config.replace("size(record.v) + 0", "record.v == null ? 0 : size(record.v)");
+    std::fs::write(scene.server.path("walrace.toml"), mended).unwrap();
+    scene.server.start_ready().await;
+    scene.walrace(&["dlq", "retry", "hook:1"]);
+    scene.hook.wait_until(|seen| seen.iter().filter(|c| is("item", 2)(c)).count() >= 2).await;
+    let of_two: Vec<_> = scene.hook.changes().into_iter().filter(is("item", 2)).collect();
+    assert_eq!((&of_two[0]["after"]["size"], &of_two[1]["after"]["size"]), (&json!(0), &json!(5)));
+}
+
+#[tokio::test]
+async fn one_sink_reads_again_and_another_does_not_move() {
+    let mut scene = Scene::set("").await;
+    let config = std::fs::read_to_string(scene.server.path("walrace.toml")).unwrap();
+    scene.server.kill();
+    let manifest = "[sink.manifest]\nkind = \"file\"\npath = \"manifest.jsonl\"\n\n[http]";
+    std::fs::write(scene.server.path("walrace.toml"), config.replace("[http]", manifest)).unwrap();
+    scene.server.start_ready().await;
+    scene.cluster.sql("insert into item select i, 'v' || i from generate_series(1, 500) i").await;
+    scene.values(500, of("item")).await;
+    let file = crate::kit::FileRecorder::new(scene.server.path("manifest.jsonl"));
+    file.wait_until(PATIENCE, |seen| seen.len() == 500).await;
+    let at = async || {
+        let status: Value = serde_json::from_str(&scene.server.get("/status").await.1).unwrap();
+        let sinks = status["sinks"].as_array().unwrap().clone();
+        let own = sinks.iter().find(|sink| sink["name"] == "manifest").unwrap();
+        (own["cursor"].clone(), own["behind_changes"].clone())
+    };
+    assert_eq!(at().await, (json!(500), json!(0)));
+    scene.walrace(&["sink", "rewind", "hook", "--to", "start", "--why", "finance reads the week"]);
+    scene.hook.wait_until(|seen| seen.len() >= 1000).await;
+    assert_eq!(at().await, (json!(500), json!(0)));
+    assert_eq!(file.changes().len(), 500, "nothing came twice");
+}

@@ -216,6 +216,10 @@ impl Delivering {
             && progress.cursor < registered.progress.cursor
         {
             delivery.progress.epoch = self.put_back(progress.cursor, &registered).await?;
+        } else if target.is_some() && progress != registered.progress {
+            // Were the target to lose its progress now, nobody would take it for a new one.
+            self.catalog.advance(&self.name, &progress).await?;
+            self.stats.record(progress.cursor);
         }
         tokio::select! {
             outcome = pipeline::deliver(&mut delivery, leave) => outcome,

@@ -106,8 +106,8 @@ impl Maker {
         Ok(Message { topic, hash, key, value: Some(value), headers, timestamp_ms })
     }
 
-    /// The attributes that the format puts into headers, as CloudEvents' binding for Kafka names and
-    /// writes them: `ce_id`, not `ce-id`, and nothing percent-encoded.
+    /// The attributes that the format puts into headers, as CloudEvents' binding for Kafka names
+    /// and writes them: `ce_id`, not `ce-id`, and nothing percent-encoded.
     fn format_headers(&mut self, change: &Change) -> Result<Vec<(String, String)>> {
         let headers = self.encoder.headers(change)?;
         if headers.is_empty() {

@@ -5,7 +5,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use async_trait::async_trait;
 use rdkafka::{
     ClientConfig,
     producer::{BaseProducer, BaseRecord, Producer},
@@ -18,50 +17,10 @@ use walrace::{
     sink::{Progress, Sink},
 };
 
-use super::{batch, conformance::conforms, delivers, fails, open, target::Target, truncate, write};
+use super::{batch, delivers, fails, open, truncate, write};
 use crate::kit::{
     Cluster, Isolation, KAFKA_PASSWORD, Kafka, Record, Server, source_toml, wait_for,
 };
-
-/// The broker, and what the conformance suite asks of it.
-pub(crate) struct KafkaTarget(pub(crate) Kafka);
-
-#[async_trait]
-impl Target for KafkaTarget {
-    fn config(&self) -> Json {
-        config(&self.0, json!({}))
-    }
-
-    fn wrong_login(&self) -> Option<Json> {
-        Some(login(&self.0, json!({"sasl_mechanism": "scram_sha_256", "password": "wrong"})))
-    }
-
-    fn failpoints(&self) -> &'static [&'static str] {
-        &["kafka::after_produce:2", "kafka::before_commit:3", "kafka::after_commit:2"]
-    }
-
-    async fn stop(&mut self) {
-        self.0.down();
-    }
-
-    async fn start(&mut self) {
-        self.0.up().await;
-    }
-
-    async fn content(&mut self) -> Vec<Json> {
-        self.0.records(Isolation::Committed).await.iter().map(Record::json).collect()
-    }
-
-    /// Larger than `message_bytes_max`.
-    fn refused(&self, mut change: Change) -> Option<Change> {
-        let count = change.after.as_ref()?.len();
-        let long = "x".repeat(1_000_001);
-        let row = change.after.as_ref()?.values().take(count - 1);
-        let row: Vec<Value> = row.chain([Value::Text(long.as_bytes())]).collect();
-        change.after = Some(Row::from_values(row));
-        Some(change)
-    }
-}
 
 fn with(mut config: Json, more: &Json) -> Json {
     config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -69,7 +28,7 @@ fn with(mut config: Json, more: &Json) -> Json {
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "every caller makes it in place")]
-fn config(kafka: &Kafka, more: Json) -> Json {
+pub(super) fn config(kafka: &Kafka, more: Json) -> Json {
     let config = json!({
         "kind": "kafka", "brokers": kafka.brokers(), "topic": "{schema}.{table}",
         "timeout_ms": 20_000,
@@ -78,7 +37,7 @@ fn config(kafka: &Kafka, more: Json) -> Json {
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "every caller makes it in place")]
-fn login(kafka: &Kafka, more: Json) -> Json {
+pub(super) fn login(kafka: &Kafka, more: Json) -> Json {
     let own = json!({
         "brokers": kafka.login_brokers(), "username": "walrace", "password": KAFKA_PASSWORD,
     });
@@ -598,9 +557,4 @@ async fn a_walrace_that_dies_in_any_step_of_a_commit_delivers_each_change_once()
     printed.sort_unstable();
     values.sort_unstable();
     assert_eq!(printed, values);
-}
-
-#[tokio::test]
-async fn the_kafka_sink_conforms() {
-    conforms(&mut KafkaTarget(Kafka::start().await)).await;
 }

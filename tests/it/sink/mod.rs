@@ -16,6 +16,8 @@ mod conformance;
 mod custom;
 #[cfg(feature = "kafka")]
 pub(crate) mod kafka;
+#[cfg(feature = "kafka")]
+mod kafka_target;
 pub(crate) mod nats;
 pub(crate) mod object_store;
 pub(crate) mod opensearch;

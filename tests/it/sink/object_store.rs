@@ -51,6 +51,11 @@ impl Target for FolderTarget {
         local(&self.folder, json!({"roll_ms_max": 0}))
     }
 
+    /// Between `stop` and `start` a sink that tries again may make the folder anew.
+    fn is_durable(&self) -> bool {
+        false
+    }
+
     /// Nobody can write in a folder that is not one.
     async fn stop(&mut self) {
         run(std::process::Command::new("mv").args([self.folder.path(), &self.away()]));
