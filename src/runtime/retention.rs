@@ -71,7 +71,8 @@ struct Keeper<'a> {
     limits: &'a config::Journal,
     size: Alarm,
     volume: Alarm,
-    catching_up: Option<CatchingUp>,
+    /// Since when capture waits for sinks that catch up.
+    catching_up: Option<Instant>,
     /// The last look failed: what it wanted waits for the next regular one.
     failed: bool,
 }
@@ -187,9 +188,9 @@ impl<'a> Keeper<'a> {
                 self.source.pause(Some(self.no_release(bytes, kept.name())));
                 return Ok(());
             }
-            if let Some(slow) = holders.first()
-                && CatchingUp::goes_on(&mut self.catching_up, &holders)
-            {
+            let at_work = holders.iter().all(|sink| sink.moved_within(STILL));
+            let since = *self.catching_up.get_or_insert_with(Instant::now);
+            if let Some(slow) = holders.first().filter(|_| at_work && since.elapsed() < CATCH_UP) {
                 self.source.pause(Some(self.waits_for(bytes, slow.name())));
                 return Ok(());
             }
@@ -239,27 +240,6 @@ impl<'a> Keeper<'a> {
                  by itself"
             ),
         }
-    }
-}
-
-/// Sinks that hold the journal at its limit and are at work.
-#[derive(Debug)]
-struct CatchingUp {
-    since: Instant,
-    moved: Instant,
-    cursors: u64,
-}
-
-impl CatchingUp {
-    /// Whether each of `holders` runs, and one has moved lately.
-    fn goes_on(current: &mut Option<Self>, holders: &[&&Arc<Delivering>]) -> bool {
-        let (now, cursors) = (Instant::now(), holders.iter().map(|sink| sink.cursor()).sum());
-        let state = current.get_or_insert(Self { since: now, moved: now, cursors });
-        if cursors != state.cursors {
-            (state.cursors, state.moved) = (cursors, now);
-        }
-        let patient = now < state.since + CATCH_UP && now < state.moved + STILL;
-        patient && holders.iter().all(|sink| sink.is_running())
     }
 }
 

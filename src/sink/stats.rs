@@ -1,8 +1,11 @@
 //! Counters of one sink.
 
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
+use std::{
+    sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
 
-use crate::change::Batch;
+use crate::change::{Batch, Timestamp};
 
 /// What one sink has done since the process began; written by its loop, read by status and metrics.
 #[derive(Debug, Default)]
@@ -21,6 +24,7 @@ pub struct SinkStats {
     parked_bytes: AtomicU64,
     parked_alarm: AtomicBool,
     commit_time: AtomicI64,
+    moved_at: AtomicI64,
 }
 
 impl SinkStats {
@@ -36,9 +40,16 @@ impl SinkStats {
         self.changes.fetch_add(batch.changes.len() as u64, Relaxed);
         self.bytes.fetch_add(batch.bytes() as u64, Relaxed);
         self.batches.fetch_add(1, Relaxed);
+        self.moved_at.store(Timestamp::now().0, Relaxed);
         if let Some(change) = batch.changes.last() {
             self.commit_time.store(change.transaction.commit_time.0, Relaxed);
         }
+    }
+
+    /// Whether something was delivered not longer ago than `time`.
+    pub fn moved_within(&self, time: Duration) -> bool {
+        let time = i64::try_from(time.as_micros()).unwrap_or(i64::MAX);
+        Timestamp::now().0.saturating_sub(self.moved_at.load(Relaxed)) <= time
     }
 
     /// The cursor is durable, whatever happens to this process.

@@ -401,14 +401,9 @@ impl Delivering {
         has < to
     }
 
-    /// Whether it is at work.
-    pub(super) fn is_running(&self) -> bool {
-        self.part.state().0.is_running()
-    }
-
-    /// The offset after the last change that its target has.
-    pub(super) fn cursor(&self) -> u64 {
-        self.stats.cursor()
+    /// Whether it is at work, and got something to its target not longer ago than `time`.
+    pub(super) fn moved_within(&self, time: Duration) -> bool {
+        self.part.state().0.is_running() && self.stats.moved_within(time)
     }
 
     pub(super) fn name(&self) -> &str {
