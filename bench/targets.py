@@ -1,0 +1,151 @@
+"""The targets of the sink benchmark: each with its server, its sink, and its own fastest loader."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from postgres import Cluster, free_port
+
+# A change of the workload is about this large in the native format.
+MESSAGE_BYTES = 420
+KAFKA_VERSION = "4.1.0"
+
+
+class Server:
+    """A child in a folder of its own; use it in a `with`, which removes both."""
+
+    def __init__(self, folder):
+        self.folder = Path(tempfile.mkdtemp(prefix="walrace-bench-target-", dir=folder))
+        self.port = free_port()
+        self.child = None
+
+    def start(self, words, ready):
+        log = open(self.folder / "server.log", "w")
+        self.child = subprocess.Popen(words, stdout=log, stderr=log, cwd=self.folder,
+                                      start_new_session=True)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            if ready():
+                return
+            if self.child.poll() is not None:
+                break
+            time.sleep(0.1)
+        raise SystemExit(f"{words[0]} did not start:\n" + (self.folder / "server.log").read_text())
+
+    def __exit__(self, *_):
+        if self.child:
+            self.child.send_signal(signal.SIGKILL)
+            self.child.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Redis(Server):
+    """XADD with MAXLEN ~ 100,000, pipelined; nothing is kept on disk, for both."""
+
+    name, loader_name = "redis_stream", "redis-benchmark, XADD, -P 100"
+
+    def __enter__(self):
+        words = ["redis-server", "--port", self.port, "--save", "", "--appendonly", "no",
+                 "--bind", "127.0.0.1"]
+        self.start([str(word) for word in words], lambda: self.ask("PING").startswith("PONG"))
+        return self
+
+    def ask(self, *words):
+        done = subprocess.run(["redis-cli", "-p", str(self.port), *words], text=True,
+                              capture_output=True)
+        return done.stdout
+
+    def sink(self):
+        return (f'kind = "redis_stream"\nurl = "redis://127.0.0.1:{self.port}"\n'
+                'stream = "changes"\n')
+
+    def load(self, count, _backlog):
+        words = ["redis-benchmark", "-p", self.port, "-n", count, "-P", 100, "-c", 1, "--csv",
+                 "XADD", "loader", "MAXLEN", "~", 100000, "*", "payload", "x" * MESSAGE_BYTES]
+        done = subprocess.run([str(word) for word in words], check=True, text=True,
+                              capture_output=True)
+        return float(re.findall(r'"([0-9.]+)"', done.stdout.splitlines()[-1])[0])
+
+
+class Kafka(Server):
+    """One partition, acks = all, zstd; the sink writes in transactions with its progress."""
+
+    name, loader_name = "kafka", "kafka-producer-perf-test, acks=all, zstd"
+
+    def __enter__(self):
+        controller, folder = free_port(), self.folder
+        (folder / "server.properties").write_text(
+            "process.roles=broker,controller\nnode.id=1\n"
+            f"listeners=PLAINTEXT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{controller}\n"
+            f"advertised.listeners=PLAINTEXT://127.0.0.1:{self.port}\n"
+            "listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT\n"
+            "controller.listener.names=CONTROLLER\ninter.broker.listener.name=PLAINTEXT\n"
+            f"controller.quorum.bootstrap.servers=127.0.0.1:{controller}\n"
+            f"log.dirs={folder}/data\nlog.retention.ms=-1\nnum.partitions=1\n"
+            "offsets.topic.replication.factor=1\ntransaction.state.log.replication.factor=1\n"
+            "transaction.state.log.min.isr=1\nshare.coordinator.state.topic.replication.factor=1\n"
+            "share.coordinator.state.topic.min.isr=1\ngroup.initial.rebalance.delay.ms=0\n")
+        subprocess.run(self.java("kafka.tools.StorageTool", "format", "--standalone", "-t",
+                                 "MkU3OEVBNTcwNTJENDM2Qg", "-c", "server.properties"),
+                       check=True, cwd=folder, capture_output=True)
+        log = folder / "server.log"
+        self.start(self.java("kafka.Kafka", "server.properties"),
+                   lambda: "Kafka Server started" in log.read_text())
+        return self
+
+    def java(self, program, *arguments):
+        cache = os.environ.get("WALRACE_CACHE", "/var/cache/walrace")
+        return ["java", "-Xmx1g", "-cp", f"{cache}/kafka-{KAFKA_VERSION}/*", program, *arguments]
+
+    def sink(self):
+        return (f'kind = "kafka"\nbrokers = "127.0.0.1:{self.port}"\ntopic = "changes"\n'
+                'compression = "zstd"\n')
+
+    def load(self, count, _backlog):
+        words = self.java("org.apache.kafka.tools.ProducerPerformance", "--topic", "loader",
+                          "--num-records", str(count), "--record-size", str(MESSAGE_BYTES),
+                          "--throughput", "-1", "--producer-props",
+                          f"bootstrap.servers=127.0.0.1:{self.port}", "acks=all",
+                          "compression.type=zstd", "linger.ms=5", "batch.size=131072")
+        done = subprocess.run(words, check=True, text=True, capture_output=True)
+        return float(re.findall(r"([0-9.]+) records/sec", done.stdout)[-1])
+
+
+class Postgres:
+    """Rows into a table with a primary key; fsync on."""
+
+    name, loader_name = "postgres", "psql, COPY FROM"
+
+    def __init__(self, folder):
+        self.cluster = Cluster(folder)
+
+    def __enter__(self):
+        self.cluster.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        self.cluster.__exit__(*error)
+
+    def sink(self):
+        return (f'kind = "postgres"\nurl = "postgres://postgres@127.0.0.1:{self.cluster.port}'
+                '/postgres"\nmissing_table = "create"\n')
+
+    def load(self, count, backlog):
+        """The rows of the source's own table, into one of the same shape."""
+        source, database, table = backlog
+        file = self.cluster.folder / "rows.copy"
+        rows = subprocess.run(source.client("psql", "-X", "-q", "-c", f"copy {table} to stdout",
+                                            database=database), check=True, capture_output=True)
+        file.write_bytes(rows.stdout)
+        self.cluster.sql("create table loader (id bigint primary key, name text, "
+                         "price numeric(12,2), changed timestamptz, note text)")
+        began = time.monotonic()
+        with open(file, "rb") as rows:
+            subprocess.run(self.cluster.client("psql", "-X", "-q", "-c", "copy loader from stdin"),
+                           check=True, stdin=rows)
+        return count / (time.monotonic() - began)
