@@ -57,6 +57,11 @@ bench: ## ratios to pg_recvlogical; writes the table into bench/README.md (BENCH
 	cargo build --release --locked
 	python3 bench/run.py $(BENCH)
 
+.PHONY: bench-sinks
+bench-sinks: install-test ## sinks beside their targets' own loaders (BENCH='--only redis_stream')
+	cargo build --release --locked
+	$(TOOLS) python3 bench/sinks.py $(BENCH)
+
 .PHONY: fmt
 fmt: ## format the code
 	cargo fmt

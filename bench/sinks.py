@@ -19,9 +19,9 @@ from statistics import median
 import measure
 import report
 from postgres import Cluster
+from run import find_binary
 from targets import Kafka, Postgres, Redis
 
-BINARY = Path(__file__).parent.parent / "target" / "release" / "walrace"
 TABLE = ("create table item (id bigint primary key, name text, price numeric(12,2), "
          "changed timestamptz, note text)")
 ROWS = ("insert into item select i, 'item ' || i, (i % 10000) / 100.0, now(), "
@@ -99,7 +99,6 @@ def main():
     parser.add_argument("--rows", type=int, default=400_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="redis_stream,kafka,postgres")
-    parser.add_argument("--binary", type=Path, default=BINARY)
     parser.add_argument("--folder", default="/tmp")
     options = parser.parse_args()
     chosen = [kind for kind in (Redis, Kafka, Postgres) if kind.name in options.only.split(",")]
@@ -107,7 +106,7 @@ def main():
              "|---|---|--:|--:|--:|"]
     with Cluster(options.folder) as source:
         source.sql(TABLE)
-        walrace = Walrace(options.binary, options.folder, source.url("unix", "postgres"))
+        walrace = Walrace(find_binary(), options.folder, source.url("unix", "postgres"))
         walrace.run("", lambda metrics: journal_end(metrics) is not None or None)
         for first in range(1, options.rows + 1, 1_000):
             last = min(first + 999, options.rows)
