@@ -436,7 +436,8 @@ async fn one_sink_reads_again_and_another_does_not_move() {
         let own = sinks.iter().find(|sink| sink["name"] == "manifest").unwrap();
         (own["cursor"].clone(), own["behind_changes"].clone())
     };
-    assert_eq!(at().await, (json!(500), json!(0)));
+    let there = async || (at().await == (json!(500), json!(0))).then_some(());
+    wait_for(PATIENCE, there, || "the manifest does not arrive".to_owned()).await;
     scene.walrace(&["sink", "rewind", "hook", "--to", "start", "--why", "finance reads the week"]);
     scene.hook.wait_until(|seen| seen.len() >= 1000).await;
     assert_eq!(at().await, (json!(500), json!(0)));

@@ -240,7 +240,7 @@ pub(crate) async fn holds_through_kills(target: &mut dyn Target) {
     let mut server = Server::new(&format!("{source}tables = [{}]\n\n{sink}", tables.join(", ")));
     server.start_ready().await;
     server.kill();
-    let pace = Pace { seed: 11, sessions: 2, pause: Duration::from_millis(4) };
+    let pace = Pace { seed: 11, sessions: 2, pause: target.pause() };
     let load = Ledger::load(&cluster, pace);
     let points = POINTS.iter().copied().chain(target.failpoints().iter().copied());
     for point in points {
@@ -265,7 +265,7 @@ pub(crate) async fn holds_through_kills(target: &mut dyn Target) {
         let parked = server.metric("walrace_sink_parked_changes", &["kills"]).await?;
         (behind == 0.0 && parked == 0.0).then_some(())
     };
-    wait_for(Duration::from_secs(90), done, || server.log_tail()).await;
+    wait_for(Duration::from_secs(120), done, || server.log_tail()).await;
     assert!(server.stop().await.success());
     compare(target, caps, &cluster).await;
 }

@@ -1,5 +1,7 @@
 //! Kafka as the conformance suite sees it.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use serde_json::{Value as Json, json};
 use walrace::change::{Change, Row, Value};
@@ -22,6 +24,10 @@ impl Target for KafkaTarget {
 
     fn wrong_login(&self) -> Option<Json> {
         Some(login(&self.0, json!({"sasl_mechanism": "scram_sha_256", "password": "wrong"})))
+    }
+
+    fn pause(&self) -> Duration {
+        Duration::from_millis(20)
     }
 
     fn failpoints(&self) -> &'static [&'static str] {

@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use serde_json::{Value as Json, json};
@@ -40,6 +40,10 @@ impl Target for OpenSearchTarget {
 
     fn ledger_config(&self) -> Json {
         json!({"kind": "opensearch", "url": self.server.url(), "on_truncate": "delete"})
+    }
+
+    fn pause(&self) -> Duration {
+        Duration::from_millis(60)
     }
 
     fn tables(&self) -> &'static [&'static str] {

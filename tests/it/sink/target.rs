@@ -1,5 +1,7 @@
 //! What the conformance suite asks of each kind of sink: its real server, and a look into it.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use serde_json::Value as Json;
 use walrace::change::Change;
@@ -30,6 +32,11 @@ pub(crate) trait Target: Send {
     /// The configuration for the ledger, which has tables without a key and logical messages too.
     fn ledger_config(&self) -> Json {
         self.config()
+    }
+
+    /// The pause after each transaction of the load: longer for a server that takes long to start.
+    fn pause(&self) -> Duration {
+        Duration::from_millis(4)
     }
 
     /// Whether what it has acknowledged is there after its server was down.
