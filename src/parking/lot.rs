@@ -257,6 +257,11 @@ impl Lot {
         self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
     }
 
+    /// Has nothing be due for a while.
+    pub fn put_off(&mut self, wait: Duration) {
+        self.wake = Some(after(Timestamp::now(), wait));
+    }
+
     /// The offsets of the changes whose turn it is, in their order, `max` at most.
     pub fn due(&mut self, max: usize) -> Vec<u64> {
         let now = Timestamp::now();

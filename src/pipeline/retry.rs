@@ -1,5 +1,7 @@
 //! Parked changes whose time has come: the first of each key, and in its wake those behind it.
 
+use std::time::Duration;
+
 use tokio_util::sync::CancellationToken;
 
 use super::{delivery::Delivery, run::Run, write::place};
@@ -14,6 +16,9 @@ use crate::{
 /// Parked changes that are tried at one time.
 const RETRIES_MAX: usize = 100;
 
+/// What is due within a transaction that the target has open is looked at again after this.
+const PUT_OFF: Duration = Duration::from_millis(100);
+
 impl Delivery<'_> {
     /// Tries every parked change whose time has come, until there is none or a stop.
     pub(super) async fn retry(&mut self, stop: &CancellationToken) -> Result<()> {
@@ -26,7 +31,8 @@ impl Delivery<'_> {
                 self.record_and(true).await?;
             }
             if self.taken.is_some() && self.sink.capabilities().atomic {
-                return Ok(()); // within a transaction; they are due again right after it
+                self.lot.put_off(PUT_OFF); // within a transaction, whose end comes first
+                return Ok(());
             }
             self.retry_these(due).await?;
             self.show_lot();
