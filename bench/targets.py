@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -93,10 +94,15 @@ class Kafka(Server):
         subprocess.run(self.java("kafka.tools.StorageTool", "format", "--standalone", "-t",
                                  "MkU3OEVBNTcwNTJENDM2Qg", "-c", "server.properties"),
                        check=True, cwd=folder, capture_output=True)
-        log = folder / "server.log"
-        self.start(self.java("kafka.Kafka", "server.properties"),
-                   lambda: "Kafka Server started" in log.read_text())
+        self.start(self.java("kafka.Kafka", "server.properties"), self.answers)
         return self
+
+    def answers(self):
+        try:
+            socket.create_connection(("127.0.0.1", self.port), 1).close()
+            return True
+        except OSError:
+            return False
 
     def java(self, program, *arguments):
         cache = os.environ.get("WALRACE_CACHE", "/var/cache/walrace")
