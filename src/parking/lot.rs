@@ -311,6 +311,11 @@ impl Lot {
         transaction.commit().await.map_err(failed)
     }
 
+    /// Takes back what `intend` wrote: the target has refused the run as a whole.
+    pub async fn forget_sent(&self, offsets: &[u64]) -> Result<()> {
+        self.parking.tidy(&self.sink, &[], offsets).await
+    }
+
     /// These are delivered, or left out by a rule: they leave the lot.
     pub async fn delivered(&mut self, offsets: &[u64]) -> Result<()> {
         let failed = |error| failed("remove delivered changes of", &self.sink, error);

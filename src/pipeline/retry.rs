@@ -4,9 +4,13 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::{delivery::Delivery, run::Run, write::place};
+use super::{
+    delivery::Delivery,
+    run::Run,
+    write::{judge, place},
+};
 use crate::{
-    change::{Batch, Change},
+    change::{Batch, Change, Keys},
     error::{Class, Error, Result},
     failpoint,
     parking::Why,
@@ -40,18 +44,24 @@ impl Delivery<'_> {
         Ok(())
     }
 
-    async fn retry_these(&mut self, offsets: Vec<u64>) -> Result<()> {
-        let changes = self.lot.load(&offsets).await?;
+    async fn retry_these(&mut self, due: Vec<u64>) -> Result<()> {
+        let changes = self.lot.load(&due).await?;
         let mut run = Run::default();
-        let mut gone = Vec::new();
+        let (mut gone, mut stay) = (Vec::new(), Vec::<Keys>::new());
         for change in changes {
-            let offset = change.offset;
+            let (offset, keys) = (change.offset, change.keys());
+            if stay.iter().any(|other| other.meets(&keys)) {
+                stay.push(keys); // what it waits behind stays parked after all
+                continue;
+            }
             if let Some(parts) = self.shape_again(change).await? {
                 match parts {
                     (None, own) if own.is_empty() => gone.push(offset),
                     (Some(_), parts) if parts.is_empty() => gone.push(offset),
                     unit => run.push_unit(unit),
                 }
+            } else {
+                stay.push(keys);
             }
         }
         if !gone.is_empty() {
@@ -62,6 +72,8 @@ impl Delivery<'_> {
             match self.send_again(&run).await {
                 Ok(written) => self.settle(run, written).await?,
                 Err(error) if error.class() == Class::Data && run.len() > 1 => {
+                    // Or one half, once delivered under this number, would vouch for the other.
+                    self.lot.forget_sent(&offsets(&run.batch)).await?;
                     let second = run.split();
                     runs.push(second);
                     runs.push(run);
@@ -145,22 +157,27 @@ impl Delivery<'_> {
                 )));
             }
         };
-        let mut delivered = Vec::new();
-        let mut unknown = 0;
-        for (change, outcome) in run.batch.changes.iter().zip(outcomes) {
+        let (asked, told, units) = (run.batch.changes.len(), outcomes.len(), run.len());
+        if asked != told {
+            let name = &self.name;
+            return Err(Error::bug(format!("sink {name} told {told} outcomes of {asked} changes")));
+        }
+        let (mut delivered, mut unknown) = (Vec::new(), 0);
+        // A change leaves the lot when all of its parts are there.
+        let judged = judge(&run, outcomes);
+        for ((_, parts), outcome) in run.into_units().into_iter().zip(judged) {
+            let Some(offset) = parts.first().map(|part| part.offset) else { continue };
             match outcome {
-                Outcome::Durable => delivered.push(change.offset),
+                Outcome::Durable => delivered.push(offset),
                 Outcome::Unknown => unknown += 1,
                 Outcome::Refused(error) => {
-                    let one = Batch { changes: vec![change.clone()], position: None };
-                    let error = place(error, &one).to_string();
-                    self.lot.refused(change.offset, Why::Refused(error)).await?;
+                    let error = place(error, &Batch { changes: parts, position: None }).to_string();
+                    self.lot.refused(offset, Why::Refused(error)).await?;
                 }
             }
         }
-        delivered.dedup();
         self.stats.redelivered(delivered.len());
-        let nothing = delivered.is_empty() && unknown == run.batch.changes.len();
+        let nothing = delivered.is_empty() && unknown == units;
         self.lot.delivered(&delivered).await?;
         if self.sink.capabilities().transactional_progress {
             self.catalog.advance(&self.name, &self.progress).await?;

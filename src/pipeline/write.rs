@@ -149,7 +149,7 @@ impl Delivery<'_> {
 }
 
 /// One verdict for each unit: refused when one of its parts is, else unknown when one is.
-fn judge(run: &Run, outcomes: Vec<Outcome>) -> Vec<Outcome> {
+pub(super) fn judge(run: &Run, outcomes: Vec<Outcome>) -> Vec<Outcome> {
     let mut outcomes = outcomes.into_iter();
     let mut of_unit = |parts: usize| {
         let mut verdict = Outcome::Durable;

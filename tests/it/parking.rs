@@ -370,7 +370,7 @@ async fn a_sink_is_paused_resumed_rewound_and_skipped_and_each_is_written_down()
 
 #[tokio::test]
 async fn lanes_write_at_the_same_time_and_keep_the_order_of_each_key() {
-    let scene = Scene::set("lanes = 4\nbatch_changes_max = 50").await;
+    let scene = Scene::set("lanes = 4\nbatch_changes_max = 50\nattempts_max = 100000").await;
     scene.hook.refuse(is("item", 7));
     for round in 0..20 {
         let statement = format!(
@@ -381,7 +381,7 @@ async fn lanes_write_at_the_same_time_and_keep_the_order_of_each_key() {
     }
     scene.hook.wait_until(|seen| seen.len() >= 19 * 20).await;
     scene.hook.refuse_nothing();
-    scene.walrace(&["dlq", "retry", "--all"]);
+    scene.wait_parked(0, 0).await;
     for id in 0..20 {
         let mut values = scene.values(20, is("item", id)).await;
         values.dedup();
@@ -442,4 +442,25 @@ async fn one_sink_reads_again_and_another_does_not_move() {
     scene.hook.wait_until(|seen| seen.len() >= 1000).await;
     assert_eq!(at().await, (json!(500), json!(0)));
     assert_eq!(file.changes().len(), 500, "nothing came twice");
+}
+
+#[tokio::test]
+async fn what_waits_behind_a_change_that_a_rule_now_fails_on_stays_behind_it() {
+    let mut scene = Scene::set("attempts_max = 100000").await;
+    scene.hook.refuse(is("item", 1));
+    scene.cluster.sql("insert into item values (1, 'first')").await;
+    scene.wait_parked(1, 0).await;
+    scene.cluster.sql("update item set v = 'second'").await;
+    scene.wait_parked(2, 0).await;
+    let config = std::fs::read_to_string(scene.server.path("walrace.toml")).unwrap();
+    scene.server.kill();
+    let rule =
+        "[[sink.hook.transform]]\nset = { n = \"record.v == 'first' ? 1 / 0 : 2\" }\n\n[http]";
+    std::fs::write(scene.server.path("walrace.toml"), config.replace("[http]", rule)).unwrap();
+    scene.hook.refuse_nothing();
+    scene.server.start_ready().await;
+    scene.wait_parked(2, 1).await;
+    assert!(scene.hook.changes().is_empty(), "the second change never goes before the first");
+    scene.walrace(&["dlq", "drop", "hook:0"]);
+    assert_eq!(scene.values(1, is("item", 1)).await, ["second"]);
 }
