@@ -381,10 +381,10 @@ async fn lanes_write_at_the_same_time_and_keep_the_order_of_each_key() {
     }
     scene.hook.wait_until(|seen| seen.len() >= 19 * 20).await;
     scene.hook.refuse_nothing();
+    scene.walrace(&["dlq", "retry", "--all"]);
     scene.wait_parked(0, 0).await;
     for id in 0..20 {
-        let mut values = scene.values(20, is("item", id)).await;
-        values.dedup();
+        let values = scene.values(20, is("item", id)).await;
         let all: Vec<String> = (0..20).map(|round| round.to_string()).collect();
         assert_eq!(values, all, "item {id}");
     }

@@ -3,15 +3,17 @@
 use std::{
     collections::VecDeque,
     fs,
+    net::TcpListener,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{Arc, LazyLock, Mutex},
     time::{Duration, Instant},
 };
 
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
+    runtime::{Builder, Runtime},
     task::JoinSet,
 };
 
@@ -114,6 +116,11 @@ impl Script {
     }
 }
 
+/// Where recorders answer from: also while a test waits for a command, which blocks its own thread.
+static TARGETS: LazyLock<Runtime> = LazyLock::new(|| {
+    Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime")
+});
+
 /// An HTTP target that remembers what arrived and fails as a test asks.
 #[derive(Debug)]
 pub(crate) struct Recorder {
@@ -125,7 +132,7 @@ pub(crate) struct Recorder {
 impl Recorder {
     /// Listens on a free port and accepts everything.
     pub(crate) async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let port = listener.local_addr().expect("its address").port();
         let mut recorder = Self { port, script: Arc::default(), server: JoinSet::new() };
         recorder.serve(listener);
@@ -134,13 +141,16 @@ impl Recorder {
 
     fn serve(&mut self, listener: TcpListener) {
         let script = Arc::clone(&self.script);
-        self.server.spawn(async move {
+        listener.set_nonblocking(true).expect("a socket");
+        let answer = async move {
+            let listener = tokio::net::TcpListener::from_std(listener).expect("a socket");
             let mut connections = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
                 connections.spawn(converse(stream, Arc::clone(&script)));
                 while connections.try_join_next().is_some() {}
             }
-        });
+        };
+        self.server.spawn_on(answer, TARGETS.handle());
     }
 
     /// The target goes down: connections break, new ones are refused by the kernel.
@@ -150,7 +160,7 @@ impl Recorder {
 
     /// The target comes back on the same port.
     pub(crate) async fn come_back(&mut self) {
-        let listener = TcpListener::bind(("127.0.0.1", self.port)).await.expect("the same port");
+        let listener = TcpListener::bind(("127.0.0.1", self.port)).expect("the same port");
         self.serve(listener);
     }
 
