@@ -198,19 +198,34 @@ async fn one_command_drops_slot_and_publication_and_a_fresh_start_works() {
     assert_eq!(changes[0]["after"]["id"], 3);
 }
 
-#[tokio::test]
-async fn metrics_pass_promtool() {
-    let scene = Scene::set().await;
-    let (_, text) = scene.server.get("/metrics").await;
+fn promtool(arguments: &[&str], input: &str) -> Result<(), String> {
     let mut promtool = std::process::Command::new("promtool")
-        .args(["check", "metrics"])
+        .args(arguments)
         .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
         .stderr(std::process::Stdio::piped())
         .spawn()
         .expect("promtool: scripts/install.sh test installs Debian's prometheus");
-    std::io::Write::write_all(&mut promtool.stdin.take().unwrap(), text.as_bytes()).unwrap();
+    std::io::Write::write_all(&mut promtool.stdin.take().unwrap(), input.as_bytes()).unwrap();
     let output = promtool.wait_with_output().unwrap();
-    assert!(output.status.success(), "{}\n{text}", String::from_utf8_lossy(&output.stderr));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    if output.status.success() { Ok(()) } else { Err(said) }
+}
+
+#[tokio::test]
+async fn metrics_and_the_documented_alerts_pass_promtool() {
+    let scene = Scene::set().await;
+    let (_, text) = scene.server.get("/metrics").await;
+    promtool(&["check", "metrics"], &text).unwrap();
+
+    let page = include_str!("../../docs/operating.md");
+    let (_, rest) = page.split_once("```yaml\n").unwrap();
+    let (rules, _) = rest.split_once("```").unwrap();
+    promtool(&["check", "rules", "/dev/stdin"], rules).unwrap();
+    for name in rules.split(|c: char| !c.is_alphanumeric() && c != '_') {
+        let is_metric = name.starts_with("walrace_");
+        assert!(!is_metric || text.contains(&format!("# TYPE {name} ")), "no metric {name}");
+    }
 }
 
 #[tokio::test]
