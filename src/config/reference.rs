@@ -315,6 +315,7 @@ fn noun(shape: &Shape) -> String {
         Shape::Boolean => "`true` or `false`".into(),
         Shape::Choice(_) => "one of the words".into(),
         Shape::List(items) => format!("list: {}", noun(items)),
+        Shape::Texts => "text, or list: text".into(),
         Shape::Map(values) => format!("table: {}", noun(values)),
         Shape::Record(_) => "table".into(),
         Shape::From => "text or whole number".into(),
