@@ -275,7 +275,9 @@ fn markdown_kinds(text: &mut String, field: &Field, record: &Record) {
     }
     for kind in &record.kinds {
         let name = &kind.word.name;
-        let _ = write!(text, "\n### `kind = \"{name}\"`\n\n{}\n", kind.word.doc);
+        let page = format!(" What it guarantees: [its page](sinks/{name}.md).");
+        let page = if field.name == "sink" { page } else { String::new() };
+        let _ = write!(text, "\n### `kind = \"{name}\"`\n\n{}{page}\n", kind.word.doc);
         markdown_table(text, &kind.fields);
         if let Some(first) = kind.fields.first() {
             let set = variable(&[&field.name, &table_name(field, kind), &first.name]);
@@ -382,8 +384,8 @@ mod tests {
         let mut text = String::new();
         markdown_table(&mut text, &kind.fields);
         text.push_str(
-            "\nWhat every sink can set besides, such as `tables`, `from`, `format`, batches, lanes, \
-             retries and rules: [configuration](../configuration.md#sinkname).\n\n",
+            "\nWhat every sink can set besides, such as `tables`, `from`, `format`, batches, \
+             lanes, retries and rules: [configuration](../configuration.md#sinkname).\n\n",
         );
         text
     }
@@ -397,15 +399,14 @@ mod tests {
         let kinds = record_of::<Config>().fields.into_iter().find(|field| field.name == "sink");
         let Some(Shape::Map(sinks)) = kinds.map(|field| field.shape) else { panic!("no sinks") };
         let Shape::Record(Record { kinds, .. }) = *sinks else { panic!("no kinds") };
-        let mut wanted: Vec<_> =
-            kinds.iter().map(|kind| format!("{}.md", kind.word.name)).collect();
+        let page = |kind: &Kind| format!("{}.md", kind.word.name);
+        let mut wanted: Vec<_> = kinds.iter().map(page).collect();
         wanted.sort_unstable();
         assert_eq!(pages, wanted, "docs/sinks has one page for each line of `sink_kinds!`");
         for kind in &kinds {
-            let path = format!("docs/sinks/{}.md", kind.word.name);
-            let page = std::fs::read_to_string(folder.join(format!("{}.md", kind.word.name)));
-            let page = page.unwrap();
-            let place = page
+            let path = format!("docs/sinks/{}", page(kind));
+            let text = std::fs::read_to_string(folder.join(page(kind))).unwrap();
+            let place = text
                 .split_once(OPTIONS)
                 .and_then(|(before, rest)| Some((before, rest.split_once(OPTIONS_END)?.1)));
             let Some((before, after)) = place else {

@@ -735,7 +735,8 @@ fn the_documentation_shows_what_each_format_writes() {
         assert_eq!(shown_head, head, "{said}");
         let (shown, whole) =
             (shown.unwrap_or_else(|error| panic!("{error}: {said}")), whole.unwrap());
-        let cut = matches!(format, Format::DebeziumSchema | Format::Cloudevents);
+        let cut = [Format::DebeziumSchema, Format::Cloudevents, Format::CloudeventsBinary];
+        let cut = cut.contains(&format);
         assert!(if cut { is_part(&shown, &whole) } else { shown == whole }, "{said}");
     }
 }
