@@ -134,6 +134,74 @@ fn every_link_to_a_file_leads_to_one() {
             if !outside && !path.exists() {
                 problems.push(format!("{}: no file `{target}`", file.display()));
             }
+            let Some((page, heading)) = link.split_once('#').filter(|_| !link.contains("://"))
+            else {
+                continue;
+            };
+            let page = if page.is_empty() { file.clone() } else { normal(folder, page) };
+            if page.extension().is_some_and(|extension| extension == "md")
+                && root().join(&page).exists()
+                && !headings(&read(&page)).contains(heading)
+            {
+                problems.push(format!("{}: no heading `{link}`", file.display()));
+            }
+        }
+    }
+    none(&problems);
+}
+
+#[test]
+fn each_page_is_found_from_the_index_and_each_sink_in_three_places() {
+    let linked = |page: &str| -> BTreeSet<PathBuf> {
+        let folder = Path::new(page).parent().unwrap();
+        links(&read(Path::new(page))).iter().map(|link| normal(folder, link)).collect()
+    };
+    let index = linked("docs/README.md");
+    let everywhere = [&index, &linked("README.md"), &linked("docs/guarantees.md")];
+    let mut problems = Vec::new();
+    for page in files("md").into_iter().filter(|page| page.starts_with("docs")) {
+        let alone = page.ends_with("README.md") || page.starts_with("docs/adr");
+        let found = if page.starts_with("docs/sinks") { &everywhere[..] } else { &everywhere[..1] };
+        if !alone && !found.iter().all(|links| links.contains(&page)) {
+            problems.push(format!("{}: not linked where it is looked for", page.display()));
+        }
+    }
+    none(&problems);
+}
+
+/// What links call the headings of a page: in lower case, without marks, with dashes for blanks.
+fn headings(text: &str) -> BTreeSet<String> {
+    let mut fenced = false;
+    let mut found = BTreeSet::new();
+    for line in text.lines() {
+        fenced ^= line.starts_with("```");
+        if let Some(heading) = line.strip_prefix('#').filter(|_| !fenced) {
+            let heading = heading.trim_start_matches('#').trim().to_lowercase();
+            let kept = heading.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+            found.insert(kept.map(|c| if c == ' ' { '-' } else { c }).collect());
+        }
+    }
+    found
+}
+
+/// Where a link of a page in `folder` leads, from the root.
+fn normal(folder: &Path, link: &str) -> PathBuf {
+    let mut path = folder.to_owned();
+    for part in link.split('#').next().unwrap().split('/') {
+        if part == ".." { _ = path.pop() } else { path.push(part) }
+    }
+    path
+}
+
+#[test]
+fn no_page_says_exactly_once_because_that_needs_a_boundary() {
+    let mut problems = Vec::new();
+    for file in files("md") {
+        for (number, line) in read(&file).lines().enumerate() {
+            let line = line.to_lowercase().replace('-', " ");
+            if line.contains("exactly once") {
+                problems.push(format!("{}:{}", file.display(), number + 1));
+            }
         }
     }
     none(&problems);

@@ -77,7 +77,12 @@ impl Reader<'_> {
             }
             Shape::Map(shape) => self.map(node, shape, path),
             Shape::List(shape) => self.list(node, shape, path),
-            Shape::Text | Shape::Secret => Ok(Value::String(self.text(&node, shape, path)?.0)),
+            Shape::Texts if matches!(node.content, Content::List(_)) => {
+                self.list(node, &Shape::Text, path)
+            }
+            Shape::Text | Shape::Texts | Shape::Secret => {
+                Ok(Value::String(self.text(&node, shape, path)?.0))
+            }
             Shape::Choice(words) => {
                 let (text, foreign) = self.text(&node, shape, path)?;
                 if words.iter().any(|word| word.name == text) {

@@ -275,7 +275,9 @@ fn markdown_kinds(text: &mut String, field: &Field, record: &Record) {
     }
     for kind in &record.kinds {
         let name = &kind.word.name;
-        let _ = write!(text, "\n### `kind = \"{name}\"`\n\n{}\n", kind.word.doc);
+        let page = format!(" What it guarantees: [its page](sinks/{name}.md).");
+        let page = if field.name == "sink" { page } else { String::new() };
+        let _ = write!(text, "\n### `kind = \"{name}\"`\n\n{}{page}\n", kind.word.doc);
         markdown_table(text, &kind.fields);
         if let Some(first) = kind.fields.first() {
             let set = variable(&[&field.name, &table_name(field, kind), &first.name]);
@@ -315,6 +317,7 @@ fn noun(shape: &Shape) -> String {
         Shape::Boolean => "`true` or `false`".into(),
         Shape::Choice(_) => "one of the words".into(),
         Shape::List(items) => format!("list: {}", noun(items)),
+        Shape::Texts => "text, or list: text".into(),
         Shape::Map(values) => format!("table: {}", noun(values)),
         Shape::Record(_) => "table".into(),
         Shape::From => "text or whole number".into(),
@@ -370,6 +373,48 @@ mod tests {
     #[test]
     fn the_committed_markdown_is_what_the_structs_say() {
         check_committed("docs/configuration.md", &Config::reference_markdown());
+    }
+
+    /// Between these two lines a page of a sink has the options of its kind.
+    const OPTIONS: &str = "<!-- options: made of the configuration's structs -->\n";
+    const OPTIONS_END: &str = "<!-- /options -->\n";
+
+    /// The options of one kind, as its page shows them.
+    fn options(kind: &Kind) -> String {
+        let mut text = String::new();
+        markdown_table(&mut text, &kind.fields);
+        text.push_str(
+            "\nWhat every sink can set besides, such as `tables`, `from`, `format`, batches, \
+             lanes, retries and rules: [configuration](../configuration.md#sinkname).\n\n",
+        );
+        text
+    }
+
+    #[test]
+    fn each_kind_of_sink_has_a_page_whose_options_are_what_the_structs_say() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/sinks");
+        let names = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut pages: Vec<_> = names.map(|name| name.into_string().unwrap()).collect();
+        pages.sort_unstable();
+        let kinds = record_of::<Config>().fields.into_iter().find(|field| field.name == "sink");
+        let Some(Shape::Map(sinks)) = kinds.map(|field| field.shape) else { panic!("no sinks") };
+        let Shape::Record(Record { kinds, .. }) = *sinks else { panic!("no kinds") };
+        let page = |kind: &Kind| format!("{}.md", kind.word.name);
+        let mut wanted: Vec<_> = kinds.iter().map(page).collect();
+        wanted.sort_unstable();
+        assert_eq!(pages, wanted, "docs/sinks has one page for each line of `sink_kinds!`");
+        for kind in &kinds {
+            let path = format!("docs/sinks/{}", page(kind));
+            let text = std::fs::read_to_string(folder.join(page(kind))).unwrap();
+            let place = text
+                .split_once(OPTIONS)
+                .and_then(|(before, rest)| Some((before, rest.split_once(OPTIONS_END)?.1)));
+            let Some((before, after)) = place else {
+                panic!("{path} has no place for its options: {OPTIONS}{OPTIONS_END}")
+            };
+            let options = options(kind);
+            check_committed(&path, &format!("{before}{OPTIONS}{options}{OPTIONS_END}{after}"));
+        }
     }
 
     #[test]

@@ -26,6 +26,8 @@ pub(super) enum Shape {
     Choice(Vec<Word>),
     /// Any number of one shape.
     List(Box<Shape>),
+    /// A text, or a list of texts.
+    Texts,
     /// `start`, `now`, an offset, a time or a token.
     From,
 }
@@ -89,6 +91,7 @@ impl Shape {
             Shape::Integer { .. } => "a whole number",
             Shape::Boolean => "true or false",
             Shape::List(_) => "a list in brackets",
+            Shape::Texts => "a text in quotes or a list in brackets",
             Shape::From => "a text in quotes or an offset",
         }
     }
@@ -136,8 +139,9 @@ impl Schema<'_> {
 
     fn shape(&self, schema: &Value) -> Shape {
         let is_null = |schema: &&Value| schema.get("type").is_some_and(|t| t == "null");
-        if let Some(present) = items(schema, "anyOf").find(|schema| !is_null(schema)) {
-            return self.shape(present);
+        let mut present = items(schema, "anyOf").filter(|schema| !is_null(schema));
+        if let Some(first) = present.next() {
+            return if present.next().is_some() { Shape::Texts } else { self.shape(first) };
         }
         if let Some(name) = schema.get("$ref").and_then(Value::as_str) {
             let pointer = name.trim_start_matches('#');

@@ -73,6 +73,22 @@ path = "changes.jsonl"
     assert_eq!(config.http, Http::default());
 }
 
+#[test]
+fn the_brokers_of_kafka_are_one_text_or_a_list() {
+    let brokers = |text: &str| {
+        let sink = format!("[sink.events]\nkind = \"kafka\"\nbrokers = {text}");
+        let text = format!("{SOURCE}{sink}");
+        let SinkKind::Kafka(kafka) = parse(&text, &[("PORT", "9092")]).sink["events"].kind.clone()
+        else {
+            panic!("another kind")
+        };
+        kafka.brokers
+    };
+    let list = brokers("[\"a:9092\", \"b:${PORT}\"]");
+    assert_eq!(list, Brokers::List(vec!["a:9092".into(), "b:9092".into()]));
+    assert_eq!(brokers("\"a:9092,b:9092\""), Brokers::Text("a:9092,b:9092".into()));
+}
+
 /// A name, a faulty file and its environment.
 type Fault = (&'static str, &'static str, &'static [(&'static str, &'static str)]);
 

@@ -62,12 +62,13 @@ impl Record {
 }
 
 /// A running broker that dies with the test, however the test ends. Its listeners: plain, by login
-/// (`walrace` may do everything, `guest` nothing), by TLS, and plain behind a [`Proxy`].
+/// (`walrace` may do everything, `guest` nothing), by TLS, by both, and plain behind a [`Proxy`].
 #[derive(Debug)]
 pub(crate) struct Kafka {
     plain: u16,
     login: u16,
     tls: u16,
+    secure: u16,
     proxy: Proxy,
     child: Option<Child>,
     scratch: Scratch,
@@ -77,11 +78,12 @@ pub(crate) struct Kafka {
 impl Kafka {
     /// A broker with topics of three partitions.
     pub(crate) async fn start() -> Self {
-        let (ports, locks): (Vec<u16>, Vec<File>) = (0..5).map(|_| free_port()).unzip();
-        let [plain, controller, login, tls, proxied] = ports[..] else { unreachable!() };
+        let (ports, locks): (Vec<u16>, Vec<File>) = (0..6).map(|_| free_port()).unzip();
+        let [plain, controller, login, tls, secure, proxied] = ports[..] else { unreachable!() };
         let proxy = Proxy::to(proxied).await;
         let scratch = Scratch::new("kafka");
-        let mut kafka = Self { plain, login, tls, proxy, child: None, scratch, _locks: locks };
+        let mut kafka =
+            Self { plain, login, tls, secure, proxy, child: None, scratch, _locks: locks };
         kafka.make_certificate();
         kafka.configure(controller, proxied);
         kafka.format();
@@ -102,6 +104,11 @@ impl Kafka {
     /// The address for TLS.
     pub(crate) fn tls_brokers(&self) -> String {
         format!("127.0.0.1:{}", self.tls)
+    }
+
+    /// The address for those who log in, by TLS.
+    pub(crate) fn secure_brokers(&self) -> String {
+        format!("127.0.0.1:{}", self.secure)
     }
 
     /// The address behind the proxy.
@@ -151,7 +158,7 @@ impl Kafka {
         let log = self.scratch.path().join("kafka.log");
         let log = || tail(&fs::read_to_string(&log).unwrap_or_default(), 30);
         let begin = Instant::now();
-        for port in [self.plain, self.login, self.tls] {
+        for port in [self.plain, self.login, self.tls, self.secure] {
             while TcpStream::connect(("127.0.0.1", port)).is_err() {
                 let child = self.child.as_mut().expect("it was just started");
                 if let Some(code) = child.try_wait().expect("its state") {
@@ -213,21 +220,21 @@ impl Kafka {
     }
 
     fn configure(&self, controller: u16, proxied: u16) {
-        let (plain, login, tls, proxy) = (self.plain, self.login, self.tls, self.proxy.port());
         let at = |port: u16| format!("127.0.0.1:{port}");
+        let open = format!(
+            "PLAIN://{},LOGIN://{},TLS://{},SECURE://{},PROXIED://",
+            at(self.plain),
+            at(self.login),
+            at(self.tls),
+            at(self.secure),
+        );
         let listeners = format!(
-            "listeners=PLAIN://{},LOGIN://{},TLS://{},PROXIED://{},CONTROLLER://{}\n\
-             advertised.listeners=PLAIN://{},LOGIN://{},TLS://{},PROXIED://{}\n\
+            "listeners={open}{},CONTROLLER://{}\n\
+             advertised.listeners={open}{}\n\
              controller.quorum.bootstrap.servers={}\n",
-            at(plain),
-            at(login),
-            at(tls),
             at(proxied),
             at(controller),
-            at(plain),
-            at(login),
-            at(tls),
-            at(proxy),
+            at(self.proxy.port()),
             at(controller),
         );
         let text = format!("{listeners}{SETTINGS}").replace("PASSWORD", PASSWORD);
@@ -277,7 +284,7 @@ impl Drop for Kafka {
 const SETTINGS: &str = r#"
 process.roles=broker,controller
 node.id=1
-listener.security.protocol.map=PLAIN:PLAINTEXT,PROXIED:PLAINTEXT,LOGIN:SASL_PLAINTEXT,TLS:SSL,CONTROLLER:PLAINTEXT
+listener.security.protocol.map=PLAIN:PLAINTEXT,PROXIED:PLAINTEXT,LOGIN:SASL_PLAINTEXT,TLS:SSL,SECURE:SASL_SSL,CONTROLLER:PLAINTEXT
 controller.listener.names=CONTROLLER
 inter.broker.listener.name=PLAIN
 log.dirs=data
@@ -303,6 +310,10 @@ listener.name.login.scram-sha-256.sasl.jaas.config=org.apache.kafka.common.secur
 listener.name.login.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
 listener.name.tls.ssl.keystore.type=PEM
 listener.name.tls.ssl.keystore.location=both.pem
+listener.name.secure.ssl.keystore.type=PEM
+listener.name.secure.ssl.keystore.location=both.pem
+listener.name.secure.sasl.enabled.mechanisms=SCRAM-SHA-512
+listener.name.secure.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
 "#;
 
 const LOGGING: &str = "

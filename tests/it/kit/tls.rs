@@ -3,7 +3,7 @@
 use std::{fs, path::Path, process::Command};
 
 /// Makes an authority, `ca.pem`, and what it signed for 127.0.0.1, `server.pem` and `server.key`.
-pub(super) fn certificates(folder: &Path) {
+pub(crate) fn certificates(folder: &Path) {
     let openssl = |arguments: &str| {
         let output =
             Command::new("openssl").args(arguments.split(' ')).current_dir(folder).output();

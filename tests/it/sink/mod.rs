@@ -21,6 +21,7 @@ mod kafka_target;
 pub(crate) mod nats;
 pub(crate) mod object_store;
 pub(crate) mod opensearch;
+mod pages;
 mod plain;
 mod postgres;
 mod pull;

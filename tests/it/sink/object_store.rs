@@ -131,7 +131,7 @@ fn s3(moto: &Moto, more: Json) -> Json {
     config
 }
 
-type Objects = Vec<(String, Bytes)>;
+pub(super) type Objects = Vec<(String, Bytes)>;
 
 /// What readers see: every object but the ledger's, by name.
 fn folder_objects(folder: &Path) -> Objects {
@@ -152,7 +152,7 @@ fn folder_objects(folder: &Path) -> Objects {
     objects
 }
 
-async fn s3_objects(moto: &Moto) -> Objects {
+pub(super) async fn s3_objects(moto: &Moto) -> Objects {
     let store = AmazonS3Builder::new()
         .with_bucket_name("bucket")
         .with_region("us-east-1")
@@ -181,7 +181,7 @@ fn lines(bytes: &[u8]) -> Vec<Json> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-fn lines_of(objects: &Objects) -> Vec<Json> {
+pub(super) fn lines_of(objects: &Objects) -> Vec<Json> {
     let mut all: Vec<_> = objects.iter().flat_map(|(_, bytes)| lines(bytes)).collect();
     all.sort_by_key(|line| line["offset"].as_u64());
     all

@@ -13,7 +13,7 @@ use walrace::{
 use super::{batch, delivers, fails, open, truncate, write};
 use crate::kit::{Redis, wait_for};
 
-mod pubsub;
+pub(super) mod pubsub;
 mod stream;
 mod strings;
 mod target;
@@ -240,25 +240,4 @@ async fn of_a_cluster_one_slot_is_written_and_more_are_refused_with_what_to_do()
     let mut sink = opened(&redis, "redis_stream", options).await;
     delivers(&mut *sink, &batch(0..3)).await;
     assert_eq!(stream::offsets(&redis, "{walrace}:t").await, [0, 1, 2]);
-}
-
-#[test]
-fn the_configurations_of_the_documentation_are_valid() {
-    for (kind, page) in [
-        ("redis_stream", include_str!("../../../../docs/sinks/redis_stream.md")),
-        ("redis_pubsub", include_str!("../../../../docs/sinks/redis_pubsub.md")),
-        ("redis_string", include_str!("../../../../docs/sinks/redis_string.md")),
-    ] {
-        let examples: Vec<_> = page.split("```toml\n").skip(1).collect();
-        assert!(!examples.is_empty(), "{kind}");
-        for example in examples {
-            let text = example.split("```").next().unwrap();
-            let config: toml::Table = text.parse().unwrap_or_else(|error| panic!("{error}"));
-            for sink in config["sink"].as_table().unwrap().values() {
-                let sink = serde_json::to_value(sink).unwrap();
-                assert_eq!(sink["kind"], kind);
-                open(sink).unwrap();
-            }
-        }
-    }
 }

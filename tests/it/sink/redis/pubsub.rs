@@ -13,13 +13,13 @@ use super::{batch, change, delivers, fails, opened, row, truncate};
 use crate::kit::Redis;
 
 /// Listens to every channel.
-pub(super) async fn listen(redis: &Redis) -> PubSub {
+pub(crate) async fn listen(redis: &Redis) -> PubSub {
     let mut listener = redis.client().get_async_pubsub().await.unwrap();
     listener.psubscribe("*").await.unwrap();
     listener
 }
 
-pub(super) async fn next(listener: &mut PubSub) -> (String, String) {
+pub(crate) async fn next(listener: &mut PubSub) -> (String, String) {
     let message = tokio::time::timeout(Duration::from_secs(20), listener.on_message().next()).await;
     let message = message.expect("a message in time").expect("a message");
     (message.get_channel_name().to_owned(), message.get_payload().unwrap())
