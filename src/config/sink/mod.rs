@@ -5,6 +5,8 @@ use serde::{Deserialize, Serialize};
 
 mod kafka;
 mod kinds;
+#[cfg(test)]
+mod pages;
 mod postgres;
 mod pull;
 mod queues;
