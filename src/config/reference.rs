@@ -372,6 +372,49 @@ mod tests {
         check_committed("docs/configuration.md", &Config::reference_markdown());
     }
 
+    /// Between these two lines a page of a sink has the options of its kind.
+    const OPTIONS: &str = "<!-- options: made of the configuration's structs -->\n";
+    const OPTIONS_END: &str = "<!-- /options -->\n";
+
+    /// The options of one kind, as its page shows them.
+    fn options(kind: &Kind) -> String {
+        let mut text = String::new();
+        markdown_table(&mut text, &kind.fields);
+        text.push_str(
+            "\nWhat every sink can set besides, such as `tables`, `from`, `format`, batches, lanes, \
+             retries and rules: [configuration](../configuration.md#sinkname).\n\n",
+        );
+        text
+    }
+
+    #[test]
+    fn each_kind_of_sink_has_a_page_whose_options_are_what_the_structs_say() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/sinks");
+        let names = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut pages: Vec<_> = names.map(|name| name.into_string().unwrap()).collect();
+        pages.sort_unstable();
+        let kinds = record_of::<Config>().fields.into_iter().find(|field| field.name == "sink");
+        let Some(Shape::Map(sinks)) = kinds.map(|field| field.shape) else { panic!("no sinks") };
+        let Shape::Record(Record { kinds, .. }) = *sinks else { panic!("no kinds") };
+        let mut wanted: Vec<_> =
+            kinds.iter().map(|kind| format!("{}.md", kind.word.name)).collect();
+        wanted.sort_unstable();
+        assert_eq!(pages, wanted, "docs/sinks has one page for each line of `sink_kinds!`");
+        for kind in &kinds {
+            let path = format!("docs/sinks/{}.md", kind.word.name);
+            let page = std::fs::read_to_string(folder.join(format!("{}.md", kind.word.name)));
+            let page = page.unwrap();
+            let place = page
+                .split_once(OPTIONS)
+                .and_then(|(before, rest)| Some((before, rest.split_once(OPTIONS_END)?.1)));
+            let Some((before, after)) = place else {
+                panic!("{path} has no place for its options: {OPTIONS}{OPTIONS_END}")
+            };
+            let options = options(kind);
+            check_committed(&path, &format!("{before}{OPTIONS}{options}{OPTIONS_END}{after}"));
+        }
+    }
+
     #[test]
     fn the_committed_toml_reference_is_what_the_structs_say() {
         check_committed("docs/walrace.reference.toml", &Config::reference());
