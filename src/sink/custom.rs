@@ -6,7 +6,7 @@ use serde::Deserialize;
 use tokio::time::Instant;
 
 use super::{
-    Capabilities, Context, Outcome, Progress, Sink, With, Written,
+    Capabilities, Carries, Context, Outcome, Progress, Sink, With, Written,
     http::{self, Body, Endpoint},
 };
 use crate::{
@@ -100,7 +100,7 @@ impl Custom {
 #[async_trait]
 impl Sink for Custom {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { lanes: true, ..Capabilities::default() }
+        Capabilities { lanes: true, carries: Carries::Text, ..Capabilities::default() }
     }
 
     fn not_before(&self) -> Option<Instant> {

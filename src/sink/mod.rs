@@ -108,29 +108,20 @@ config::sink_kinds!(open_kind);
 
 /// Makes the sink that the configuration describes; it connects in [`Sink::open`].
 pub fn open(name: &str, sink: &config::Sink, context: &Context) -> Result<Box<dyn Sink>> {
-    fits(name, sink)?;
-    open_kind(&sink.kind, With { name, format: sink.format, context })
+    let made = open_kind(&sink.kind, With { name, format: sink.format, context })?;
+    fits(name, sink.format, made.capabilities().carries)?;
+    Ok(made)
 }
 
-/// Bytes that are no text, and attributes that are headers, need messages of their own.
-fn fits(name: &str, sink: &config::Sink) -> Result<()> {
-    let lines = match &sink.kind {
-        SinkKind::Stdout(_)
-        | SinkKind::File(_)
-        | SinkKind::Custom(_)
-        | SinkKind::ObjectStore(_)
-        | SinkKind::Opensearch(_) => true,
-        SinkKind::Webhook(webhook) => webhook.batch,
-        _ => false,
-    };
-    let problem = match sink.format {
-        Format::Walstream => "format walstream is no text",
-        Format::CloudeventsBinary => "format cloudevents_binary has its attributes in headers",
+/// Bytes that are no text, and attributes that are headers, are not for every sink.
+fn fits(name: &str, format: Format, carries: Carries) -> Result<()> {
+    let problem = match (format, carries) {
+        (Format::Walstream, Carries::Text) => "format walstream is no text",
+        (Format::CloudeventsBinary, Carries::Text | Carries::Bytes) => {
+            "format cloudevents_binary has its attributes in headers"
+        }
         _ => return Ok(()),
     };
-    if !lines {
-        return Ok(());
-    }
     Err(Error::config(format!("sink `{name}` cannot deliver its format: {problem}")).remedy(
         "take another format, or a sink with a message for each change (webhook: batch = false)",
     ))
@@ -173,7 +164,19 @@ pub enum Written {
     Each(Vec<Outcome>),
 }
 
-/// What a sink declares about itself; the conformance suite reads it.
+/// What can be delivered of a change's message.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Carries {
+    /// Any bytes, and headers beside them.
+    #[default]
+    Headers,
+    /// Any bytes, without headers.
+    Bytes,
+    /// Text only, because changes share a message, a file or a document.
+    Text,
+}
+
+/// What a sink declares about itself; the runtime and the conformance suite go by it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Capabilities {
     /// The target keeps [`Progress`] together with the data, so nothing is delivered twice.
@@ -187,6 +190,10 @@ pub struct Capabilities {
     pub state_target: bool,
     /// The target itself leaves out a change that is older than what it has.
     pub supersedes: bool,
+    /// Its readers see no batches, so that only the bytes of a batch bound it.
+    pub batches_by_bytes: bool,
+    /// What it can deliver of a message.
+    pub carries: Carries,
 }
 
 /// A destination. Called from one task; each call may be cancelled at a stop.
@@ -249,6 +256,7 @@ mod tests {
 
     #[test]
     fn a_format_that_needs_a_message_of_its_own_is_refused_where_messages_share_one() {
+        let context = testing::context();
         let file = SinkKind::File(config::File::to("changes.jsonl"));
         let mut webhook = config::Webhook::to(Secret::new("http://localhost/"));
         let batches = SinkKind::Webhook(webhook.clone());
@@ -257,10 +265,12 @@ mod tests {
         for format in [Format::Walstream, Format::CloudeventsBinary] {
             for (kind, refused) in [(&file, true), (&batches, true), (&singles, false)] {
                 let sink = config::Sink { format, ..config::Sink::of(kind.clone()) };
-                let class = fits("lake", &sink).err().map(|error| error.class());
+                let class = open("lake", &sink, &context).err().map(|error| error.class());
                 assert_eq!(class, refused.then_some(Class::Config), "{format:?}");
             }
         }
-        assert!(fits("lake", &config::Sink::of(file)).is_ok());
+        assert!(open("lake", &config::Sink::of(file), &context).is_ok());
+        assert!(fits("cache", Format::Walstream, Carries::Bytes).is_ok());
+        assert!(fits("cache", Format::CloudeventsBinary, Carries::Bytes).is_err());
     }
 }

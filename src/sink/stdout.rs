@@ -7,7 +7,7 @@ use std::{
 
 use async_trait::async_trait;
 
-use super::{Capabilities, Context, Progress, Sink, With, Written};
+use super::{Capabilities, Carries, Context, Progress, Sink, With, Written};
 use crate::{
     change::Batch,
     config::{self, StdoutStyle},
@@ -58,7 +58,7 @@ impl Stdout {
 #[async_trait]
 impl Sink for Stdout {
     fn capabilities(&self) -> Capabilities {
-        Capabilities::default()
+        Capabilities { carries: Carries::Text, ..Capabilities::default() }
     }
 
     async fn open(&mut self) -> Result<Option<Progress>> {

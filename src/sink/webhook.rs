@@ -6,7 +6,7 @@ use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use tokio::time::Instant;
 
 use super::{
-    Capabilities, Context, Outcome, Progress, Sink, With, Written,
+    Capabilities, Carries, Context, Outcome, Progress, Sink, With, Written,
     http::{self, Body, Endpoint},
     signature::{self, Signer},
 };
@@ -139,7 +139,8 @@ impl Webhook {
 #[async_trait]
 impl Sink for Webhook {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { lanes: true, ..Capabilities::default() }
+        let carries = if self.batch { Carries::Text } else { Carries::Headers };
+        Capabilities { lanes: true, carries, ..Capabilities::default() }
     }
 
     fn not_before(&self) -> Option<Instant> {

@@ -1,19 +1,19 @@
-//! The destinations: what all kinds share, and the options of each kind.
-
-use std::{collections::BTreeMap, path::PathBuf};
+//! The destinations: what all kinds share; each kind's own options are in `kinds.rs`.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 mod kafka;
+mod kinds;
+#[cfg(test)]
+mod pages;
 mod postgres;
 mod pull;
 mod queues;
-mod redis;
 mod search;
 
-pub use self::{kafka::*, postgres::*, pull::*, queues::*, redis::*, search::*};
-use super::{From, Rules, Secret, yes};
+pub use self::{kafka::*, kinds::*, postgres::*, pull::*, queues::*, search::*};
+use super::{From, Rules, yes};
 use crate::change::Op;
 
 /// A destination: what all kinds share, and what its kind adds.
@@ -145,158 +145,6 @@ pub enum Retain {
     Always,
 }
 
-/// Every kind of sink: how the configuration names it, its options, and the type that opens it.
-/// `config` makes [`SinkKind`] of this list and `sink::open` its one `match`.
-macro_rules! sink_kinds {
-    ($with:ident) => {
-        $with! {
-            /// The terminal or a pipe.
-            Stdout => stdout::Stdout,
-            /// JSON Lines with rotation.
-            File => file::File,
-            /// An HTTP endpoint.
-            Webhook => webhook::Webhook,
-            /// A bounded queue inside a Rust program that embeds Walrace.
-            Queue => queue::Queue,
-            /// A user's HTTP program that answers for each change.
-            Custom => custom::Custom,
-            /// Entries of Redis streams.
-            RedisStream => redis::Stream,
-            /// Messages on Redis channels.
-            RedisPubsub => redis::Pubsub,
-            /// A Redis string for each row: a cache that follows the tables.
-            RedisString => redis::Strings,
-            /// Tables of another PostgreSQL, kept the same.
-            #[serde(rename = "postgres")]
-            PostgresTarget => postgres::Postgres,
-            /// Documents in OpenSearch or Elasticsearch.
-            #[serde(alias = "elasticsearch")]
-            Opensearch => opensearch::Opensearch,
-            /// Objects in a bucket or a local folder: JSON Lines or Parquet.
-            ObjectStore => object_store::ObjectStore,
-            /// NATS: JetStream, or core NATS.
-            Nats => nats::Nats,
-            /// An exchange of a RabbitMQ.
-            Rabbitmq => rabbitmq::Rabbitmq,
-            /// Topics of Apache Kafka.
-            Kafka => kafka::Kafka,
-            /// Consumers fetch messages over HTTP and acknowledge them; a Sequin Stream.
-            #[serde(alias = "sequin_stream")]
-            HttpPull => pull::HttpPull,
-        }
-    };
-}
-pub(crate) use sink_kinds;
-
-macro_rules! sink_kind {
-    ($($(#[$doc:meta])+ $kind:ident => $module:ident :: $sink:ident,)+) => {
-        /// The kind of a destination.
-        #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-        #[serde(tag = "kind", rename_all = "snake_case")]
-        pub enum SinkKind {
-            $($(#[$doc])+ $kind($kind),)+
-        }
-    };
-}
-sink_kinds!(sink_kind);
-
-/// Options of the `stdout` sink.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Stdout {
-    /// How changes are printed.
-    pub style: StdoutStyle,
-}
-
-/// How the `stdout` sink prints.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum StdoutStyle {
-    /// `pretty` on a terminal, else `json`.
-    #[default]
-    Auto,
-    /// One coloured line a change.
-    Pretty,
-    /// JSON Lines.
-    Json,
-}
-
-/// Options of the `file` sink.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct File {
-    /// The file that is written; rotated ones carry their range of offsets in the name.
-    #[schemars(example = "changes.jsonl")]
-    pub path: PathBuf,
-    /// Begin a new file when it would grow beyond this. 0: never.
-    #[serde(default)]
-    pub rotate_bytes_max: u64,
-    /// Begin a new file when this one is older, in milliseconds. 0: never.
-    #[serde(default)]
-    pub rotate_ms_max: u64,
-}
-
-/// Options of the `webhook` sink.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Webhook {
-    /// Where each request is POSTed.
-    #[schemars(example = "https://example.org/hook")]
-    pub url: Secret,
-    /// `true`: one request with `{"data":[...]}`; `false`: one request a change.
-    #[serde(default = "yes")]
-    pub batch: bool,
-    /// Further headers, such as `authorization`.
-    #[serde(default)]
-    pub headers: BTreeMap<String, Secret>,
-    /// A reply that takes longer is an outage, in milliseconds.
-    #[serde(default = "timeout_ms")]
-    #[schemars(range(min = 1))]
-    pub timeout_ms: u64,
-    /// Signs each request by the Standard Webhooks scheme: `whsec_` and base64, or plain text.
-    #[serde(default)]
-    #[schemars(example = "${WEBHOOK_SECRET}")]
-    pub signing_secret: Option<Secret>,
-    /// Adds a plain hex HMAC-SHA256 of the body under this key.
-    #[serde(default)]
-    #[schemars(example = "${WEBHOOK_HMAC_SECRET}")]
-    pub hmac_secret: Option<Secret>,
-    /// The name of the plain HMAC's header.
-    #[serde(default = "hmac_header")]
-    pub hmac_header: String,
-}
-
-/// Options of the `queue` sink.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Queue {
-    /// Changes that wait at most; then delivery to this sink blocks.
-    #[schemars(range(min = 1))]
-    pub capacity: usize,
-}
-
-/// Options of the `custom` sink.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Custom {
-    /// Where each batch is POSTed; the reply has an outcome for each change.
-    #[schemars(example = "http://localhost:8080/changes")]
-    pub url: Secret,
-    /// Further headers.
-    #[serde(default)]
-    pub headers: BTreeMap<String, Secret>,
-    /// A reply that takes longer is an outage, in milliseconds.
-    #[serde(default = "timeout_ms")]
-    #[schemars(range(min = 1))]
-    pub timeout_ms: u64,
-}
-
-impl Default for Queue {
-    fn default() -> Self {
-        Self { capacity: 65_536 }
-    }
-}
-
 impl Sink {
     /// A sink of `kind` with the default of every other key.
     pub fn of(kind: SinkKind) -> Self {
@@ -322,35 +170,6 @@ impl Sink {
             rules: Rules::default(),
             kind,
         }
-    }
-}
-
-impl File {
-    /// A file without rotation.
-    pub fn to(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), rotate_bytes_max: 0, rotate_ms_max: 0 }
-    }
-}
-
-impl Webhook {
-    /// Unsigned batches to `url`.
-    pub fn to(url: Secret) -> Self {
-        Self {
-            url,
-            batch: true,
-            headers: BTreeMap::new(),
-            timeout_ms: timeout_ms(),
-            signing_secret: None,
-            hmac_secret: None,
-            hmac_header: hmac_header(),
-        }
-    }
-}
-
-impl Custom {
-    /// Batches to `url`.
-    pub fn to(url: Secret) -> Self {
-        Self { url, headers: BTreeMap::new(), timeout_ms: timeout_ms() }
     }
 }
 
@@ -388,8 +207,4 @@ fn retry_ms_max() -> u64 {
 
 fn timeout_ms() -> u64 {
     30_000
-}
-
-fn hmac_header() -> String {
-    "X-Sequin-Signature".into()
 }

@@ -28,7 +28,7 @@ use crate::{
     journal::{Journal, Lag, Limits},
     parking::{Lot, Parking, Policy},
     pipeline::{self, Cut, Delivery, Lanes},
-    sink::{self, Progress, Sink, SinkStats},
+    sink::{self, Capabilities, Progress, Sink, SinkStats},
     transform::{Filter, Transform},
 };
 
@@ -297,24 +297,19 @@ impl Delivering {
             .remedy("put back the newer data_dir"));
         }
         self.stats.begin(progress.cursor, recorded.min(progress.cursor));
+        let sink = Lanes::new(sinks);
         let certain = (progress.cursor, progress.retry_seq);
         Ok(Delivery {
             name: self.name.clone(),
             reader: self.journal.reader(progress.cursor)?,
             filter: self.filter(),
             transform: Transform::new(&self.name, &self.config)?,
-            sink: Lanes::new(sinks),
             catalog: self.catalog.clone(),
             lot: Lot::open(&self.parking, &self.name, self.policy(), certain).await?,
             skips: self.catalog.skips(&self.name).await?,
             progress,
-            cut: Cut {
-                limits: Limits {
-                    changes_max: self.batch_changes_max(),
-                    bytes_max: self.config.batch_bytes_max,
-                },
-                linger: Duration::from_millis(self.config.batch_ms_max),
-            },
+            cut: self.cut(sink.capabilities()),
+            sink,
             stats: Arc::clone(&self.stats),
             recorded_at: Instant::now(),
             written: progress.cursor,
@@ -336,13 +331,17 @@ impl Delivering {
         }
     }
 
-    /// A file has no batches for its readers, and larger ones cost fewer syncs; what changes take
-    /// beside their rows stays within the same bytes.
-    fn batch_changes_max(&self) -> usize {
-        match self.config.kind {
-            config::SinkKind::File(_) => (self.config.batch_bytes_max / size_of::<Change>()).max(1),
-            _ => self.config.batch_changes_max,
-        }
+    /// Where nobody sees batches, larger ones cost less; what changes take beside their rows stays
+    /// within the same bytes.
+    fn cut(&self, capabilities: Capabilities) -> Cut {
+        let bytes_max = self.config.batch_bytes_max;
+        let changes_max = if capabilities.batches_by_bytes {
+            (bytes_max / size_of::<Change>()).max(1)
+        } else {
+            self.config.batch_changes_max
+        };
+        let linger = Duration::from_millis(self.config.batch_ms_max);
+        Cut { limits: Limits { changes_max, bytes_max }, linger }
     }
 
     /// Gives up what the journal must drop for want of disk: the range stays on record, and the

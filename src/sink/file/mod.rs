@@ -11,7 +11,7 @@ use std::{
 use async_trait::async_trait;
 use tokio::time::Instant;
 
-use super::{Capabilities, Context, Progress, Sink, With, Written};
+use super::{Capabilities, Carries, Context, Progress, Sink, With, Written};
 use crate::{
     change::Batch,
     config,
@@ -108,7 +108,12 @@ impl Drop for File {
 #[async_trait]
 impl Sink for File {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { transactional_progress: true, ..Capabilities::default() }
+        Capabilities {
+            transactional_progress: true,
+            batches_by_bytes: true,
+            carries: Carries::Text,
+            ..Capabilities::default()
+        }
     }
 
     fn not_before(&self) -> Option<Instant> {

@@ -16,7 +16,7 @@ use self::{
     name::{End, Naming},
     parquet::{Line, Rows},
 };
-use super::{Capabilities, Context, Progress, Sink, With, Written};
+use super::{Capabilities, Carries, Context, Progress, Sink, With, Written};
 use crate::{
     change::{Batch, Change},
     config::{self, Layout, ObjectCompression},
@@ -235,7 +235,11 @@ fn contents(
 #[async_trait]
 impl Sink for ObjectStore {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { transactional_progress: true, ..Capabilities::default() }
+        Capabilities {
+            transactional_progress: true,
+            carries: Carries::Text,
+            ..Capabilities::default()
+        }
     }
 
     fn flush_at(&self) -> Option<Instant> {

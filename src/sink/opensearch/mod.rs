@@ -12,7 +12,7 @@ use self::{
     bulk::{Bulk, Outcomes, Reply},
     place::{Place, Places},
 };
-use super::{Capabilities, Context, Progress, Sink, With, Written, http::Endpoint};
+use super::{Capabilities, Carries, Context, Progress, Sink, With, Written, http::Endpoint};
 use crate::{
     change::{Batch, Change, Op},
     config::{self, Document, Format, SearchOnTruncate, Secret, UnchangedColumns},
@@ -274,6 +274,7 @@ impl Sink for Opensearch {
             lanes: true,
             state_target: true,
             supersedes: true,
+            carries: Carries::Text,
             ..Capabilities::default()
         }
     }

@@ -1,4 +1,4 @@
-//! Redis and its kin (Valkey, KeyDB): the server that three sinks write to, each in its own way.
+//! Redis and its kin (Valkey, KeyDB): the server that its sinks write to, each in its own way.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -13,15 +13,16 @@ use crate::{
     error::{Class, Classify, Error, Result},
 };
 
+mod append;
 mod entry;
+mod once;
 mod pubsub;
 mod reply;
-mod stream;
 mod strings;
 #[cfg(test)]
 mod tests;
 
-pub(super) use self::{pubsub::Pubsub, stream::Stream, strings::Strings};
+pub(super) use self::{append::*, pubsub::Pubsub, strings::Strings};
 
 /// Redis takes no longer value (`proto-max-bulk-len`, as it is by default).
 const VALUE_BYTES_MAX: usize = 512 << 20;

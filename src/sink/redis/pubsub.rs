@@ -14,7 +14,7 @@ use crate::{
     error::{Class, Classify, Error, Result, ResultExt},
     failpoint,
     format::{Encoder, Template},
-    sink::{Capabilities, Context, Progress, Sink, With, Written},
+    sink::{Capabilities, Carries, Context, Progress, Sink, With, Written},
 };
 
 /// The `redis_pubsub` sink.
@@ -112,7 +112,11 @@ impl Pubsub {
 #[async_trait]
 impl Sink for Pubsub {
     fn capabilities(&self) -> Capabilities {
-        Capabilities::default()
+        let carries = match self.payload {
+            RedisPubsubPayload::Message => Carries::Bytes,
+            RedisPubsubPayload::Strait => Carries::Headers, // whatever the format, it is another
+        };
+        Capabilities { carries, ..Capabilities::default() }
     }
 
     async fn open(&mut self) -> Result<Option<Progress>> {

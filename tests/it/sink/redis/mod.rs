@@ -18,6 +18,8 @@ mod stream;
 mod strings;
 mod target;
 
+use target::kinds;
+
 /// A sink of `kind` with further options, open.
 async fn opened(redis: &Redis, kind: &str, options: Json) -> Box<dyn Sink> {
     let mut sink = open(config(redis, kind, options)).unwrap();
@@ -30,6 +32,12 @@ fn config(redis: &Redis, kind: &str, options: Json) -> Json {
     let Json::Object(options) = options else { panic!("{options}") };
     config.as_object_mut().unwrap().extend(options);
     config
+}
+
+/// Its page in the documentation.
+fn page(kind: &str) -> String {
+    let path = format!("{}/docs/sinks/{kind}.md", env!("CARGO_MANIFEST_DIR"));
+    std::fs::read_to_string(path).unwrap()
 }
 
 fn progress(epoch: u64, cursor: u64) -> Progress {
@@ -45,12 +53,10 @@ fn row(id: &str, v: &str) -> Row {
     Row::from_values([Value::Text(id.as_bytes()), Value::Text(v.as_bytes())])
 }
 
-const KINDS: [&str; 3] = ["redis_stream", "redis_pubsub", "redis_string"];
-
 #[tokio::test]
 async fn a_login_that_is_refused_stops_the_sink_and_no_password_is_shown() {
     let redis = Redis::with(false, "user reader on >s3cret ~* &* +@read +auth +client").await;
-    for kind in KINDS {
+    for (kind, _) in kinds() {
         for (login, told) in [
             ("walrace:hunter2", "WRONGPASS"),
             ("nobody:hunter2", "WRONGPASS"),
@@ -82,7 +88,7 @@ async fn a_login_that_is_refused_stops_the_sink_and_no_password_is_shown() {
 #[tokio::test]
 async fn a_server_that_is_down_is_waited_for_and_the_same_sink_goes_on() {
     let mut redis = Redis::start().await;
-    for kind in KINDS {
+    for (kind, _) in kinds() {
         let mut sink = opened(&redis, kind, json!({})).await;
         delivers(&mut *sink, &batch(0..2)).await;
         redis.kill();
@@ -92,7 +98,8 @@ async fn a_server_that_is_down_is_waited_for_and_the_same_sink_goes_on() {
         assert_eq!(fails(&mut *sink, &batch(2..3)).await.class(), Class::Retry, "{kind}");
         redis.up().await;
         let stored = sink.open().await.unwrap();
-        let expected = (kind == "redis_stream").then(|| progress(1, 2));
+        let keeps = sink.capabilities().transactional_progress;
+        let expected = keeps.then(|| progress(1, 2));
         assert_eq!(stored, expected, "{kind}");
         delivers(&mut *sink, &batch(2..3)).await;
         sink.close().await.unwrap();
@@ -102,7 +109,7 @@ async fn a_server_that_is_down_is_waited_for_and_the_same_sink_goes_on() {
 #[tokio::test]
 async fn a_server_that_hangs_is_an_outage_after_the_timeout() {
     let redis = Redis::start().await;
-    for kind in KINDS {
+    for (kind, _) in kinds() {
         let mut sink = opened(&redis, kind, json!({"timeout_ms": 200})).await;
         redis.pause();
         let error = fails(&mut *sink, &batch(0..1)).await;
@@ -165,7 +172,7 @@ async fn a_connection_that_was_given_up_is_closed_before_the_next_write() {
 #[tokio::test]
 async fn tls_wants_the_authority_that_signed_the_certificate() {
     let redis = Redis::start_tls().await;
-    for kind in KINDS {
+    for (kind, _) in kinds() {
         let ca = redis.ca();
         let mut sink = opened(&redis, kind, json!({"tls_ca": ca})).await;
         delivers(&mut *sink, &batch(0..3)).await;
@@ -184,23 +191,8 @@ async fn tls_wants_the_authority_that_signed_the_certificate() {
 #[tokio::test]
 async fn the_rights_that_the_documentation_names_are_enough() {
     let redis = Redis::start().await;
-    for (kind, target, page) in [
-        (
-            "redis_stream",
-            json!({"stream": "walstream:events"}),
-            include_str!("../../../../docs/sinks/redis_stream.md"),
-        ),
-        (
-            "redis_pubsub",
-            json!({"channel": "cdc:{table}"}),
-            include_str!("../../../../docs/sinks/redis_pubsub.md"),
-        ),
-        (
-            "redis_string",
-            json!({"key": "users:{table}:{key}", "on_truncate": "scan"}),
-            include_str!("../../../../docs/sinks/redis_string.md"),
-        ),
-    ] {
+    for (kind, target) in kinds() {
+        let page = page(kind);
         let rule = page.split("`ACL SETUSER ").nth(1).unwrap().split('`').next().unwrap();
         let rule = rule.split_once(' ').unwrap().1;
         for (user, dropped) in [("whole", ""), ("least", " +client|info +client|kill")] {
@@ -209,10 +201,6 @@ async fn the_rights_that_the_documentation_names_are_enough() {
             redis.ask::<()>(&format!("ACL SETUSER {user} reset {rule}")).await;
             let mut options = target.clone();
             options["url"] = json!(redis.url_of(&format!("{user}:password")));
-            options["progress_key"] = json!(format!("walrace:progress:{user}"));
-            if kind != "redis_stream" {
-                options.as_object_mut().unwrap().remove("progress_key");
-            }
             let mut sink = opened(&redis, kind, options).await;
             let mut batch = batch(0..3);
             batch.changes.push(truncate(2));

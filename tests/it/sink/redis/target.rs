@@ -1,4 +1,4 @@
-//! The three as the conformance suite sees them.
+//! The sinks of Redis as the conformance suite sees them.
 
 use async_trait::async_trait;
 use redis::aio::PubSub;
@@ -10,6 +10,15 @@ use super::{
     config, pubsub,
 };
 use crate::kit::Redis;
+
+/// Each kind, with a target that the rights on its page allow.
+pub(super) fn kinds() -> Vec<(&'static str, Json)> {
+    vec![
+        ("redis_stream", json!({"stream": "walstream:events"})),
+        ("redis_pubsub", json!({"channel": "cdc:{table}"})),
+        ("redis_string", json!({"key": "users:{table}:{key}", "on_truncate": "scan"})),
+    ]
+}
 
 const STREAM: &str = "events";
 const ENTRY_BYTES_MAX: usize = 1 << 20;

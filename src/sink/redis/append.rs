@@ -1,0 +1,154 @@
+//! The sinks that append each change once: entries of streams.
+
+use std::borrow::Cow;
+
+use async_trait::async_trait;
+
+use super::{
+    Server, VALUE_BYTES_MAX, check_size,
+    entry::Shape,
+    once::{Entries, Once, Value, bytes_of},
+};
+use crate::{
+    change::{Batch, Change},
+    config,
+    error::{Error, Result},
+    format::{Encoder, Template},
+    sink::{Capabilities, Context, Progress, Sink, With, Written},
+};
+
+/// What a sink has that appends to keys named by a template.
+struct Append {
+    once: Once,
+    encoder: Encoder,
+    target: Template,
+    context: Context,
+}
+
+impl Append {
+    /// `option` is what the configuration calls the template.
+    fn new(once: Once, target: &str, option: &str, with: With) -> Result<Self> {
+        let target: Template = target.parse()?;
+        if once.reserves(target.as_str()) {
+            return Err(Error::config(format!("`{option}` cannot be `{target}`"))
+                .remedy(format!("give the {option} a name, another than the progress has")));
+        }
+        let encoder = Encoder::new(with.format, &with.context.names);
+        Ok(Self { once, encoder, target, context: with.context.clone() })
+    }
+
+    /// Where the change goes, and its message; `None` where the format has none.
+    fn message(&mut self, change: &Change) -> Result<Option<(String, Vec<u8>)>> {
+        let mut message = Vec::new();
+        if !self.encoder.encode(change, &mut message)? {
+            return Ok(None);
+        }
+        let target = match change.route() {
+            Some(route) => route.to_owned(),
+            None => self.target.render(change, &self.context.names)?,
+        };
+        if self.once.reserves(&target) {
+            return Err(Error::data(format!("nothing can be appended to a key `{target}`")));
+        }
+        Ok(Some((target, message)))
+    }
+}
+
+fn progress_key(key: Option<&String>, name: &str) -> String {
+    key.cloned().unwrap_or_else(|| format!("walrace:progress:{name}"))
+}
+
+/// The stream's part of the script: it wants MAXLEN (0 for none), and values that are names and
+/// values by turns.
+const STREAM: &str = r"
+local maxlen, added, at = ARGV[4], {}, 5
+while at <= #ARGV do
+    local key, count = KEYS[tonumber(ARGV[at])], tonumber(ARGV[at + 1])
+    local entry = {'XADD', key, '*'}
+    if maxlen ~= '0' then entry = {'XADD', key, 'MAXLEN', '~', maxlen, '*'} end
+    for i = at + 2, at + 1 + count do entry[#entry + 1] = ARGV[i] end
+    local id = redis.pcall(unpack(entry))
+    if type(id) == 'table' then
+        -- Redis takes nothing back by itself, and nobody has seen these yet.
+        for _, one in ipairs(added) do redis.call('XDEL', one[1], one[2]) end
+        return id
+    end
+    added[#added + 1] = {key, id}
+    at = at + 2 + count
+end
+";
+
+/// The `redis_stream` sink.
+pub(in crate::sink) struct Stream {
+    to: Append,
+    shape: Shape,
+    maxlen: u64,
+    entry_bytes_max: usize,
+}
+
+impl Stream {
+    pub(in crate::sink) fn new(options: &config::RedisStream, with: With) -> Result<Self> {
+        let server = Server::new(&options.url, options.tls_ca.as_ref(), options.timeout_ms)?;
+        let progress_key = progress_key(options.progress_key.as_ref(), with.name);
+        let once = Once::new(server, progress_key, "stream", STREAM)?;
+        let to = Append::new(once, &options.stream, "stream", with)?;
+        Ok(Self {
+            shape: Shape::of(with.format, to.encoder.content_type()),
+            to,
+            maxlen: options.maxlen,
+            entry_bytes_max: options.entry_bytes_max.min(VALUE_BYTES_MAX),
+        })
+    }
+
+    fn entry(&mut self, change: &Change) -> Result<Option<(String, Vec<Value>)>> {
+        let Some((stream, payload)) = self.to.message(change)? else { return Ok(None) };
+        let mut key = Vec::new();
+        let key = self.to.encoder.encode_key(change, &mut key)?.then_some(key);
+        let fields = self.shape.fields(change, payload, key)?;
+        let mut values = Vec::with_capacity(fields.len() * 2);
+        for (name, value) in fields {
+            values.push(match name {
+                Cow::Borrowed(name) => Cow::Borrowed(name.as_bytes()),
+                Cow::Owned(name) => Cow::Owned(name.into_bytes()),
+            });
+            values.push(Cow::Owned(value));
+        }
+        check_size("an entry", bytes_of(&values), self.entry_bytes_max)?;
+        Ok(Some((stream, values)))
+    }
+}
+
+#[async_trait]
+impl Sink for Stream {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { transactional_progress: true, ..Capabilities::default() }
+    }
+
+    async fn open(&mut self) -> Result<Option<Progress>> {
+        self.to.once.open().await
+    }
+
+    async fn write(&mut self, batch: &Batch, progress: &Progress) -> Result<Written> {
+        let mut entries = Entries::default();
+        let mut filtered = 0;
+        for change in &batch.changes {
+            match self.entry(change)? {
+                Some((stream, values)) => entries.push(stream, values),
+                None => filtered += 1,
+            }
+        }
+        let maxlen = self.maxlen.to_string().into_bytes();
+        self.to.once.append(&[maxlen.into()], &entries, progress).await?;
+        self.to.context.count_filtered(filtered);
+        Ok(Written::All)
+    }
+
+    async fn peek(&mut self) -> Result<Option<Progress>> {
+        self.to.once.peek().await
+    }
+
+    async fn close(&mut self) -> Result<()> {
+        self.to.once.close();
+        Ok(())
+    }
+}
