@@ -53,4 +53,5 @@ pub(crate) use replay::{Delivery, Report, State, check};
 pub(crate) use scratch::Scratch;
 pub(crate) use server::{Server, http_client, source_toml};
 pub(crate) use small_disk::SmallDisk;
+pub(crate) use tls::certificates;
 pub(crate) use wait::wait_for;
