@@ -21,4 +21,5 @@ pub mod runtime;
 pub mod schema;
 pub mod sink;
 pub mod source;
+mod tls;
 pub mod transform;
