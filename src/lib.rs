@@ -21,4 +21,6 @@ pub mod runtime;
 pub mod schema;
 pub mod sink;
 pub mod source;
+mod sqlite;
+mod tls;
 pub mod transform;

@@ -14,7 +14,8 @@ const FUNCTION_LINES_MAX: usize = 70;
 const COLUMNS_MAX: usize = 100;
 
 /// The bottom of the tree, which everything may use.
-const WORDS: &[&str] = &["error", "change", "schema", "config", "disk", "failpoint", "metrics"];
+const WORDS: &[&str] =
+    &["error", "change", "schema", "config", "disk", "sqlite", "tls", "failpoint", "metrics"];
 
 /// Which rooms of `src` a room may use beside itself; `WORDS` stands for all of those. A room that
 /// is not listed is at the top, and may use every other, but then none of the listed may use it.
@@ -22,6 +23,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("error", &[]),
     ("failpoint", &[]),
     ("disk", &["error", "failpoint"]),
+    ("sqlite", &["error"]),
+    ("tls", &["error"]),
     ("schema", &["error"]),
     ("change", &["error", "schema"]),
     ("config", &["error", "change", "schema"]),

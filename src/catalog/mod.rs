@@ -4,7 +4,6 @@
 //! survived a power loss.
 
 mod progress;
-pub(crate) mod sqlite;
 
 use std::{collections::BTreeMap, fmt, path::Path};
 
@@ -12,11 +11,11 @@ use sqlx::{Row, sqlite::SqlitePool};
 use uuid::Uuid;
 
 pub use self::progress::reconcile;
-use self::sqlite::{Named, integer, unsigned};
 use crate::{
     change::Timestamp,
     error::{Error, Result},
     sink::Progress,
+    sqlite::{self, Named, integer, unsigned},
 };
 
 /// The file's name within `data_dir`.

@@ -10,10 +10,10 @@ use sqlx::{
 
 use super::State;
 use crate::{
-    catalog::sqlite::{integer, unsigned},
     change::Timestamp,
     config::Globs,
     error::{Error, Result},
+    sqlite::{integer, unsigned},
 };
 
 /// Which one: `sink:offset`.

@@ -10,9 +10,9 @@ use super::{
     stored,
 };
 use crate::{
-    catalog::sqlite::{integer, unsigned},
     change::{Change, Key, Keys, Timestamp},
     error::{Error, Result},
+    sqlite::{integer, unsigned},
 };
 
 /// An alarm sounds at this part of a limit, in percent.

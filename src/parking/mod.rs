@@ -27,9 +27,9 @@ pub use self::{
     lot::{Lot, Policy, Why},
 };
 use crate::{
-    catalog::sqlite::{self, Named, integer, unsigned},
     change::{Change, Timestamp},
     error::{Class, Classify, Error, Result},
+    sqlite::{self, Named, integer, unsigned},
 };
 
 /// The file's name within `dlq_path`.

@@ -1,6 +1,6 @@
 //! Logging in: passwords, TLS, privileges, and what is said when it fails.
 
-use std::{os::unix::fs::chown, path::Path, process::Command};
+use std::os::unix::fs::chown;
 
 use walrace::{
     error::{Class, Error},
@@ -8,7 +8,7 @@ use walrace::{
 };
 
 use crate::{
-    kit::{Cluster, Scratch, Setup},
+    kit::{Cluster, Scratch, Setup, certificates},
     source::{Reading, config},
 };
 
@@ -73,50 +73,6 @@ async fn a_missing_privilege_or_database_says_what_to_grant() {
 async fn nobody_listening_is_retried() {
     let error = refused("postgres://u:s3cret@127.0.0.1:1/d").await;
     assert_eq!(error.class(), Class::Retry, "{error}");
-}
-
-/// A certificate authority and a server's certificate for `name`, made by openssl.
-fn certificates(folder: &Path, name: &str) {
-    let run = |arguments: &[&str]| {
-        let output = Command::new("openssl").args(arguments).current_dir(folder).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    };
-    let key = ["req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"];
-    run(&[
-        &key[..],
-        &[
-            "-x509",
-            "-days",
-            "30",
-            "-subj",
-            "/CN=test authority",
-            "-keyout",
-            "ca.key",
-            "-out",
-            "ca.pem",
-        ],
-    ]
-    .concat());
-    run(&[&key[..], &["-subj", "/CN=server", "-keyout", "server.key", "-out", "server.csr"]]
-        .concat());
-    std::fs::write(folder.join("san.cnf"), format!("subjectAltName = {name}\n")).unwrap();
-    run(&[
-        "x509",
-        "-req",
-        "-in",
-        "server.csr",
-        "-CA",
-        "ca.pem",
-        "-CAkey",
-        "ca.key",
-        "-CAcreateserial",
-        "-days",
-        "30",
-        "-extfile",
-        "san.cnf",
-        "-out",
-        "server.pem",
-    ]);
 }
 
 pub(crate) async fn with_tls(name: &str) -> (Cluster, Scratch, String) {

@@ -25,6 +25,8 @@ macro_rules! sink_kinds {
             Custom => custom::Custom,
             /// Entries of Redis streams.
             RedisStream => redis::Stream,
+            /// Items of Redis lists, which are work queues.
+            RedisList => redis::List,
             /// Messages on Redis channels.
             RedisPubsub => redis::Pubsub,
             /// A Redis string for each row: a cache that follows the tables.
@@ -185,6 +187,53 @@ pub struct RedisStream {
     #[serde(default = "timeout_ms")]
     #[schemars(range(min = 1))]
     pub timeout_ms: u64,
+}
+
+/// Options of the `redis_list` sink.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RedisList {
+    /// The server: `redis://user:password@host:6379/0`, or `rediss://` for TLS.
+    #[schemars(example = "redis://localhost:6379/0")]
+    pub url: Secret,
+    /// The list of a change; a template, or one name for all.
+    #[serde(default = "redis_list")]
+    pub list: String,
+    /// A list has at most this many items. 0: as many as the server's memory holds.
+    #[serde(default = "redis_length_max")]
+    pub length_max: u64,
+    /// What happens where a list has no room for a batch.
+    #[serde(default)]
+    pub on_full: RedisOnFull,
+    /// A change whose message is larger is refused. At most the server's `proto-max-bulk-len`.
+    #[serde(default = "redis_bytes_max")]
+    #[schemars(range(min = 1, max = 536_870_912))]
+    pub item_bytes_max: usize,
+    /// The key in the same database that keeps the progress; default
+    /// `walrace:progress:NAME-OF-THE-SINK`.
+    #[serde(default)]
+    #[schemars(example = "walrace:progress:jobs")]
+    pub progress_key: Option<String>,
+    /// The authorities that may have signed the server's certificate, as a PEM file; default those
+    /// of the system.
+    #[serde(default)]
+    #[schemars(example = "/etc/walrace/redis-ca.pem")]
+    pub tls_ca: Option<PathBuf>,
+    /// An answer that takes longer is an outage, in milliseconds.
+    #[serde(default = "timeout_ms")]
+    #[schemars(range(min = 1))]
+    pub timeout_ms: u64,
+}
+
+/// What the `redis_list` sink does where a list has no room for a batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RedisOnFull {
+    /// Waits until consumers have taken enough.
+    #[default]
+    Wait,
+    /// Appends, and drops the oldest items: work that nobody has done is lost.
+    Trim,
 }
 
 /// Options of the `redis_pubsub` sink.
@@ -349,6 +398,14 @@ fn hmac_header() -> String {
 
 fn redis_target() -> String {
     "walrace.{source}.{schema}.{table}".into()
+}
+
+fn redis_list() -> String {
+    "walrace:{schema}.{table}".into()
+}
+
+fn redis_length_max() -> u64 {
+    1_000_000
 }
 
 fn redis_key() -> String {

@@ -96,7 +96,7 @@ fn the_guarantees_name_every_sink_the_strongest_first() {
     pages.sort_by_key(Page::strength);
     let mut table = "| sink | mechanism | what holds after any crash |\n|---|---|---|\n".to_owned();
     for Page { kind, mechanism, holds, .. } in &pages {
-        writeln!(table, "| `{kind}` | {mechanism} | {holds} |").unwrap();
+        writeln!(table, "| [`{kind}`](sinks/{kind}.md) | {mechanism} | {holds} |").unwrap();
     }
     check("docs/guarantees.md", &table);
 }

@@ -1,22 +1,23 @@
 //! The connection to the target: its URL, TLS and the settings of the session.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use percent_encoding::percent_decode_str;
 use tokio::{task::JoinSet, time::timeout};
 use tokio_postgres::{Client, Config, config::SslMode};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::{failure, tls};
+use super::failure;
 use crate::{
     config,
     error::{Error, Result},
+    tls::{Mode, Options},
 };
 
 /// Where and as whom to connect.
 pub(super) struct Target {
     config: Config,
-    tls: tls::Options,
+    tls: Options,
     /// Host, port and database, for messages.
     pub(super) address: String,
     /// What bounds the connect, each statement and each lock.
@@ -37,26 +38,21 @@ impl Target {
             return Err(malformed("it does not begin with postgres://"));
         }
         let (base, query) = text.split_once('?').unwrap_or((text, ""));
-        let mut tls = tls::Options { roots: options.tls_ca.clone(), ..tls::Options::default() };
+        let mut tls = Options { roots: options.tls_ca.clone(), ..Options::default() };
         let mut kept = Vec::new();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             let value = percent_decode_str(value).decode_utf8();
             let value = value.map_err(|_| malformed("an option is not UTF-8"))?;
-            match name {
-                "sslmode" => tls.mode = mode(&value)?,
-                "sslrootcert" if value == "system" => {}
-                "sslrootcert" => tls.roots = Some(PathBuf::from(&*value)),
-                "sslcert" => tls.certificate = Some(PathBuf::from(&*value)),
-                "sslkey" => tls.key = Some(PathBuf::from(&*value)),
-                _ => kept.push(pair),
+            if !tls.set(name, &value)? {
+                kept.push(pair);
             }
         }
         // The parser's own error may repeat what it could not read, such as half of a password.
         let mut config: Config = format!("{base}?{}", kept.join("&"))
             .parse()
             .map_err(|_| malformed("an option is unknown or has a wrong value"))?;
-        config.ssl_mode(tls.mode.negotiation());
+        config.ssl_mode(negotiation(tls.mode));
         if config.get_user().is_none_or(str::is_empty) {
             return Err(malformed("it names no user"));
         }
@@ -101,27 +97,12 @@ impl Target {
     }
 }
 
-fn mode(text: &str) -> Result<tls::Mode> {
-    Ok(match text {
-        "disable" => tls::Mode::Disable,
-        "allow" | "prefer" => tls::Mode::Prefer,
-        "require" => tls::Mode::Require,
-        "verify-ca" => tls::Mode::VerifyCa,
-        "verify-full" => tls::Mode::VerifyFull,
-        _ => {
-            return Err(malformed("sslmode")
-                .remedy("one of disable, prefer, require, verify-ca and verify-full"));
-        }
-    })
-}
-
-impl tls::Mode {
-    fn negotiation(self) -> SslMode {
-        match self {
-            Self::Disable => SslMode::Disable,
-            Self::Prefer => SslMode::Prefer,
-            Self::Require | Self::VerifyCa | Self::VerifyFull => SslMode::Require,
-        }
+/// The verification is ours.
+fn negotiation(mode: Mode) -> SslMode {
+    match mode {
+        Mode::Disable => SslMode::Disable,
+        Mode::Prefer => SslMode::Prefer,
+        Mode::Require | Mode::VerifyCa | Mode::VerifyFull => SslMode::Require,
     }
 }
 
@@ -160,7 +141,7 @@ mod tests {
         let target =
             read("postgres://a%40b:p%2Fw@db.example:6000/app?sslmode=verify-full").unwrap();
         assert_eq!(target.address, "db.example:6000/app");
-        assert_eq!(target.tls.mode, tls::Mode::VerifyFull);
+        assert_eq!(target.tls.mode, Mode::VerifyFull);
         assert_eq!(target.config.get_user(), Some("a@b"));
         let socket = read("postgres://u@/d?host=/run/pg&port=5433").unwrap();
         assert_eq!(socket.address, "/run/pg:5433/d");

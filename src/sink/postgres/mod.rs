@@ -35,7 +35,6 @@ mod sql;
 mod step;
 mod table;
 mod texts;
-mod tls;
 
 /// The `postgres` sink.
 pub(super) struct Postgres {

@@ -6,10 +6,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use sqlx::{
     Row, SqliteConnection,
-    sqlite::{
-        SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow,
-        SqliteSynchronous,
-    },
+    sqlite::{SqlitePool, SqliteRow},
 };
 use uuid::Uuid;
 
@@ -21,10 +18,11 @@ use crate::{
     change::Keys,
     error::{Class, Classify, Error, Result},
     sink::Progress,
+    sqlite::{self, Named, integer, unsigned},
 };
 
-const SCHEMA: &str = include_str!("0001_pull.sql");
-const VERSION: i64 = 1;
+const NAMED: Named = Named { what: "the state of the pull sink", setting: "data_dir" };
+const STEPS: [&str; 1] = [include_str!("0001_pull.sql")];
 
 /// The open file.
 #[derive(Debug)]
@@ -48,54 +46,16 @@ impl Store {
             std::fs::create_dir_all(directory)
                 .class(Class::Retry, || format!("cannot create {}", directory.display()))?;
         }
-        let options = SqliteConnectOptions::new()
-            .filename(path)
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full);
-        let store = Self::connect(path, options).await?;
-        if store.version().await? == 0 {
-            let text = format!("BEGIN; {SCHEMA}; PRAGMA user_version = {VERSION}; COMMIT;");
-            sqlx::raw_sql(sqlx::AssertSqlSafe(text))
-                .execute(&store.pool)
-                .await
-                .map_err(|error| store.failed("create its tables", error))?;
-        }
-        match store.version().await? {
-            VERSION => Ok(store),
-            version => Err(Error::config(format!(
-                "{} has version {version}, and this walrace knows {VERSION}",
-                path.display()
-            ))
-            .remedy("run the newer walrace that wrote it")),
-        }
+        let pool = sqlite::open(path, NAMED, &STEPS).await?;
+        Ok(Self { path: path.to_owned(), pool })
     }
 
     /// The progress in a file that nobody has open, without changing it.
     pub(super) async fn peek(path: &Path) -> Result<Option<Progress>> {
-        if !path.exists() {
-            return Ok(None);
+        match sqlite::inspect(path, NAMED, &STEPS).await? {
+            Some(pool) => Self { path: path.to_owned(), pool }.progress().await,
+            None => Ok(None),
         }
-        let options = SqliteConnectOptions::new().filename(path).read_only(true);
-        let store = Self::connect(path, options).await?;
-        match store.version().await? {
-            0 => Ok(None),
-            _ => store.progress().await,
-        }
-    }
-
-    async fn connect(path: &Path, options: SqliteConnectOptions) -> Result<Self> {
-        let pool = SqlitePoolOptions::new()
-            .max_connections(1) // one writer, who is the only reader too
-            .connect_with(options)
-            .await
-            .class(Class::Retry, || format!("cannot open {}", path.display()))?;
-        Ok(Self { path: path.to_owned(), pool })
-    }
-
-    async fn version(&self) -> Result<i64> {
-        let version = sqlx::query_scalar("PRAGMA user_version").fetch_one(&self.pool).await;
-        version.map_err(|error| self.failed("read its version", error))
     }
 
     /// How far the sink is, if it ever began.
@@ -296,13 +256,4 @@ fn progress_of(row: &SqliteRow) -> sqlx::Result<Progress> {
 
 fn place_of(row: &SqliteRow) -> sqlx::Result<Place> {
     Ok(Place { offset: unsigned(row.try_get(0)?), part: row.try_get(1)? })
-}
-
-/// SQLite's integers are signed; offsets stay below 2^53.
-fn integer(value: u64) -> i64 {
-    i64::try_from(value).unwrap_or(i64::MAX)
-}
-
-fn unsigned(value: i64) -> u64 {
-    u64::try_from(value).unwrap_or_default()
 }

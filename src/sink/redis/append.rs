@@ -1,4 +1,4 @@
-//! The sinks that append each change once: entries of streams.
+//! The sinks that append each change once: entries of streams, items of lists.
 
 use std::borrow::Cow;
 
@@ -11,10 +11,10 @@ use super::{
 };
 use crate::{
     change::{Batch, Change},
-    config,
+    config::{self, RedisOnFull},
     error::{Error, Result},
     format::{Encoder, Template},
-    sink::{Capabilities, Context, Progress, Sink, With, Written},
+    sink::{Capabilities, Carries, Context, Progress, Sink, With, Written},
 };
 
 /// What a sink has that appends to keys named by a template.
@@ -139,6 +139,111 @@ impl Sink for Stream {
         }
         let maxlen = self.maxlen.to_string().into_bytes();
         self.to.once.append(&[maxlen.into()], &entries, progress).await?;
+        self.to.context.count_filtered(filtered);
+        Ok(Written::All)
+    }
+
+    async fn peek(&mut self) -> Result<Option<Progress>> {
+        self.to.once.peek().await
+    }
+
+    async fn close(&mut self) -> Result<()> {
+        self.to.once.close();
+        Ok(())
+    }
+}
+
+/// The list's part: it wants the bound (0 for none), what a full list does, and one value an entry,
+/// the item. Once the first item is pushed nothing refuses another: whether memory is short, and
+/// what the user may, is settled with the first write.
+const LIST: &str = r"
+local length_max, on_full = tonumber(ARGV[4]), ARGV[5]
+local function trim()
+    if length_max == 0 or on_full ~= 'trim' then return end
+    for i = 2, #KEYS do redis.call('LTRIM', KEYS[i], -length_max, -1) end
+end
+if length_max > 0 and on_full == 'wait' then
+    local counts = {}
+    for at = 6, #ARGV, 3 do counts[ARGV[at]] = (counts[ARGV[at]] or 0) + 1 end
+    for number, count in pairs(counts) do
+        local key = KEYS[tonumber(number)]
+        local length = redis.call('LLEN', key)
+        if length + count > length_max then
+            local have = 'has ' .. length .. ' of at most ' .. length_max .. ' items in `' .. key
+            return {'later', have .. '`, and no room for ' .. count .. ' more',
+                'have consumers take items (LPOP, BLPOP), or raise `length_max`'}
+        end
+    end
+end
+trim() -- who may not is told while nothing has changed
+for at = 6, #ARGV, 3 do redis.call('RPUSH', KEYS[tonumber(ARGV[at])], ARGV[at + 2]) end
+trim()
+";
+
+/// The `redis_list` sink.
+pub(in crate::sink) struct List {
+    to: Append,
+    length_max: u64,
+    on_full: RedisOnFull,
+    item_bytes_max: usize,
+}
+
+impl List {
+    pub(in crate::sink) fn new(options: &config::RedisList, with: With) -> Result<Self> {
+        let server = Server::new(&options.url, options.tls_ca.as_ref(), options.timeout_ms)?;
+        let progress_key = progress_key(options.progress_key.as_ref(), with.name);
+        let once = Once::new(server, progress_key, "list", LIST)?;
+        Ok(Self {
+            to: Append::new(once, &options.list, "list", with)?,
+            length_max: options.length_max,
+            on_full: options.on_full,
+            item_bytes_max: options.item_bytes_max.min(VALUE_BYTES_MAX),
+        })
+    }
+
+    /// Refuses what would not fit into an empty list, where it can be halved.
+    fn check_length(&self, changes: usize) -> Result<()> {
+        let Self { length_max, on_full, .. } = self;
+        let bound = *length_max != 0 && *on_full == RedisOnFull::Wait;
+        if !bound || changes <= 1 || changes as u64 <= *length_max {
+            return Ok(());
+        }
+        Err(Error::data(format!("{changes} changes are too many for lists of {length_max} items")))
+    }
+}
+
+#[async_trait]
+impl Sink for List {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            transactional_progress: true,
+            carries: Carries::Bytes,
+            ..Capabilities::default()
+        }
+    }
+
+    async fn open(&mut self) -> Result<Option<Progress>> {
+        self.to.once.open().await
+    }
+
+    async fn write(&mut self, batch: &Batch, progress: &Progress) -> Result<Written> {
+        self.check_length(batch.changes.len())?;
+        let mut entries = Entries::default();
+        let mut filtered = 0;
+        for change in &batch.changes {
+            let Some((list, item)) = self.to.message(change)? else {
+                filtered += 1;
+                continue;
+            };
+            check_size("an item", item.len(), self.item_bytes_max)?;
+            entries.push(list, vec![Cow::Owned(item)]);
+        }
+        let length_max = self.length_max.to_string().into_bytes();
+        let on_full: &[u8] = match self.on_full {
+            RedisOnFull::Wait => b"wait",
+            RedisOnFull::Trim => b"trim",
+        };
+        self.to.once.append(&[length_max.into(), on_full.into()], &entries, progress).await?;
         self.to.context.count_filtered(filtered);
         Ok(Written::All)
     }

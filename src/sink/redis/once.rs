@@ -29,8 +29,8 @@ const BATCH_BYTES_MAX: usize = 256 << 20;
 ///       the count of its values, and those
 /// ```
 ///
-/// It answers {'ok'}, {'stale', the progress that is stored} or {'type', a key, its type}; the sink's
-/// own part {'later', what an outage is reported with, what a person can do about it}.
+/// It answers {'ok'}, {'stale', the progress that is stored} or {'type', a key, its type}; the
+/// sink's own part {'later', what an outage is reported with, what a person can do about it}.
 const HEAD: &str = r"
 local kind = redis.call('TYPE', KEYS[1]).ok
 if kind ~= 'string' and kind ~= 'none' then return {'type', KEYS[1], kind} end

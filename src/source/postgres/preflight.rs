@@ -10,12 +10,13 @@ use super::{
     publication::{self, Candidate},
     settings::Settings,
     slot,
-    url::{Host, TlsMode},
+    url::Host,
     wire::{Client, Purpose},
 };
 use crate::{
     config::{self, WithoutIdentity},
     error::Result,
+    tls::Mode,
 };
 
 /// How bad a [`Finding`] is.
@@ -81,7 +82,7 @@ fn look_at_tls(settings: &Settings, client: &Client, report: &mut Report) {
     match (&settings.target.host, client.is_encrypted()) {
         (Host::Unix(_), _) => report.ok("tls", "a unix socket needs none".into()),
         (_, false) => report.warn("tls", "the connection is not encrypted".into(), None),
-        (_, true) if settings.target.tls.mode == TlsMode::VerifyFull => {
+        (_, true) if settings.target.tls.mode == Mode::VerifyFull => {
             report.ok("tls", "encrypted, and the server is verified".into());
         }
         (_, true) => {

@@ -1,161 +1,28 @@
-//! TLS as libpq's `sslmode` means it, on rustls.
+//! The source's end of TLS: a socket wrapped, and the channel that SCRAM is bound to.
 
-use std::{path::Path, sync::Arc};
+use std::sync::Arc;
 
-use rustls::{
-    CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore,
-    SignatureScheme, StreamOwned,
-    client::{
-        WebPkiServerVerifier,
-        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-        verify_server_name,
-    },
-    crypto::CryptoProvider,
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
-    server::ParsedCertificate,
-};
+use rustls::{ClientConnection, StreamOwned, pki_types::ServerName};
 use sha2::{Digest, Sha256, Sha384, Sha512};
 
-use super::{
-    url::{TlsMode, TlsOptions},
-    wire::Socket,
+use super::wire::Socket;
+use crate::{
+    error::{Class, Classify, Result},
+    tls::Options,
 };
-use crate::error::{Class, Classify, Error, Result};
 
 /// Wraps a socket whose server has agreed to TLS; the handshake happens with the first bytes.
 pub(super) fn wrap(
     socket: Socket,
     host: &str,
-    options: &TlsOptions,
+    options: &Options,
 ) -> Result<StreamOwned<ClientConnection, Socket>> {
     let name = ServerName::try_from(host.to_owned()).class(Class::Config, || {
         format!("the host `{host}` is neither a DNS name nor an address")
     })?;
-    let config = configure(options)?;
-    let connection = ClientConnection::new(Arc::new(config), name)
+    let connection = ClientConnection::new(Arc::new(options.configure()?), name)
         .class(Class::Config, || "cannot prepare TLS")?;
     Ok(StreamOwned::new(connection, socket))
-}
-
-fn configure(options: &TlsOptions) -> Result<ClientConfig> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier = Verifier::new(options, Arc::clone(&provider))?;
-    let builder = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .class(Class::Bug, || "the TLS provider lacks the default versions")?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier));
-    match (&options.certificate, &options.key) {
-        (Some(certificate), Some(key)) => {
-            let chain = certificates(certificate)?;
-            let private = PrivateKeyDer::from_pem_file(key)
-                .class(Class::Config, || format!("cannot read sslkey {}", key.display()))?;
-            builder.with_client_auth_cert(chain, private).class(Class::Config, || {
-                format!("sslcert {} does not fit sslkey", certificate.display())
-            })
-        }
-        _ => Ok(builder.with_no_client_auth()),
-    }
-}
-
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
-    let read = || -> std::result::Result<Vec<_>, rustls::pki_types::pem::Error> {
-        CertificateDer::pem_file_iter(path)?.collect()
-    };
-    let found = read()
-        .class(Class::Config, || format!("cannot read the certificates in {}", path.display()))?;
-    match found.is_empty() {
-        true => Err(Error::config(format!("{} holds no certificate", path.display()))),
-        false => Ok(found),
-    }
-}
-
-/// Checks the server's certificate as far as `sslmode` asks for it.
-#[derive(Debug)]
-struct Verifier {
-    /// `None`: any certificate will do.
-    chain: Option<Arc<WebPkiServerVerifier>>,
-    /// The roots themselves: a server's own self-signed certificate may be named as its root.
-    roots: Vec<CertificateDer<'static>>,
-    check_name: bool,
-    provider: Arc<CryptoProvider>,
-}
-
-impl Verifier {
-    fn new(options: &TlsOptions, provider: Arc<CryptoProvider>) -> Result<Self> {
-        let any = match options.mode {
-            TlsMode::Disable | TlsMode::Prefer => true,
-            // As libpq: with a root certificate, `require` is `verify-ca`.
-            TlsMode::Require => options.root_certificate.is_none(),
-            TlsMode::VerifyCa | TlsMode::VerifyFull => false,
-        };
-        let check_name = options.mode == TlsMode::VerifyFull;
-        if any {
-            return Ok(Self { chain: None, roots: Vec::new(), check_name, provider });
-        }
-        let roots = match &options.root_certificate {
-            Some(path) => certificates(path)?,
-            None => rustls_native_certs::load_native_certs().certs,
-        };
-        let mut store = RootCertStore::empty();
-        store.add_parsable_certificates(roots.iter().cloned());
-        let chain =
-            WebPkiServerVerifier::builder_with_provider(Arc::new(store), Arc::clone(&provider))
-                .build()
-                .class(Class::Config, || "there is no usable root certificate")
-                .map_err(|error| error.remedy("set sslrootcert in the source's url"))?;
-        Ok(Self { chain: Some(chain), roots, check_name, provider })
-    }
-}
-
-impl ServerCertVerifier for Verifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        name: &ServerName<'_>,
-        ocsp: &[u8],
-        now: UnixTime,
-    ) -> std::result::Result<ServerCertVerified, rustls::Error> {
-        let Some(chain) = &self.chain else { return Ok(ServerCertVerified::assertion()) };
-        if self.roots.iter().any(|root| root == end_entity) {
-            if self.check_name {
-                verify_server_name(&ParsedCertificate::try_from(end_entity)?, name)?;
-            }
-            return Ok(ServerCertVerified::assertion());
-        }
-        // The chain is verified before the name, so an error about the name means a good chain.
-        match chain.verify_server_cert(end_entity, intermediates, name, ocsp, now) {
-            Err(rustls::Error::InvalidCertificate(
-                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) if !self.check_name => Ok(ServerCertVerified::assertion()),
-            other => other,
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
 }
 
 /// The hash of the server's certificate that binds SCRAM to this channel

@@ -8,6 +8,7 @@ use percent_encoding::percent_decode_str;
 use crate::{
     config::Secret,
     error::{Error, Result},
+    tls,
 };
 
 /// Where and as whom to connect.
@@ -18,7 +19,7 @@ pub(super) struct Target {
     pub(super) user: String,
     pub(super) password: Option<Secret>,
     pub(super) database: String,
-    pub(super) tls: TlsOptions,
+    pub(super) tls: tls::Options,
     pub(super) application_name: String,
     pub(super) connect_timeout: Duration,
 }
@@ -28,30 +29,6 @@ pub(super) struct Target {
 pub(super) enum Host {
     Tcp(String),
     Unix(PathBuf),
-}
-
-/// `sslmode` and its files.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct TlsOptions {
-    pub(super) mode: TlsMode,
-    pub(super) root_certificate: Option<PathBuf>,
-    pub(super) certificate: Option<PathBuf>,
-    pub(super) key: Option<PathBuf>,
-}
-
-/// `sslmode`, as libpq reads it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum TlsMode {
-    Disable,
-    /// TLS where the server has it, else plain text.
-    #[default]
-    Prefer,
-    /// TLS with whatever certificate the server shows.
-    Require,
-    /// TLS with a certificate of a known authority, for any name.
-    VerifyCa,
-    /// TLS with a certificate of a known authority for this name.
-    VerifyFull,
 }
 
 const PORT: u16 = 5432;
@@ -79,7 +56,7 @@ impl Target {
             user,
             password,
             database: decode(database)?,
-            tls: TlsOptions::default(),
+            tls: tls::Options::default(),
             application_name: "walrace".into(),
             connect_timeout: CONNECT_TIMEOUT,
         };
@@ -91,17 +68,15 @@ impl Target {
     }
 
     fn set(&mut self, name: &str, value: String) -> Result<()> {
+        if self.tls.set(name, &value)? {
+            return Ok(());
+        }
         match name {
             "host" => self.host = host(value),
             "port" => self.port = parse_port(&value)?,
             "user" => self.user = value,
             "password" => self.password = Some(Secret::new(value)),
             "dbname" => self.database = value,
-            "sslmode" => self.tls.mode = parse_mode(&value)?,
-            "sslrootcert" if value == "system" => self.tls.root_certificate = None,
-            "sslrootcert" => self.tls.root_certificate = Some(value.into()),
-            "sslcert" => self.tls.certificate = Some(value.into()),
-            "sslkey" => self.tls.key = Some(value.into()),
             "application_name" => self.application_name = value,
             "connect_timeout" => {
                 let seconds = value.parse::<u64>().map_err(|_| malformed("connect_timeout"))?;
@@ -177,20 +152,6 @@ fn parse_port(text: &str) -> Result<u16> {
     text.parse().map_err(|_| malformed("its port is not a number below 65536"))
 }
 
-fn parse_mode(text: &str) -> Result<TlsMode> {
-    Ok(match text {
-        "disable" => TlsMode::Disable,
-        "allow" | "prefer" => TlsMode::Prefer,
-        "require" => TlsMode::Require,
-        "verify-ca" => TlsMode::VerifyCa,
-        "verify-full" => TlsMode::VerifyFull,
-        _ => {
-            return Err(malformed("sslmode")
-                .remedy("one of disable, prefer, require, verify-ca and verify-full"));
-        }
-    })
-}
-
 fn decode(text: &str) -> Result<String> {
     let decoded = percent_decode_str(text).decode_utf8();
     decoded.map(Into::into).map_err(|_| malformed("a part of it is not UTF-8"))
@@ -219,7 +180,7 @@ mod tests {
         assert_eq!(target.password.as_ref().unwrap().expose(), "p/w:");
         assert_eq!(target.host, Host::Tcp("db.example".into()));
         assert_eq!((target.port, target.database.as_str()), (6000, "my db"));
-        assert_eq!(target.tls.mode, TlsMode::VerifyFull);
+        assert_eq!(target.tls.mode, tls::Mode::VerifyFull);
     }
 
     #[test]

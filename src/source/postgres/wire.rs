@@ -19,9 +19,12 @@ use super::{
     auth,
     failure::{Failure, ServerError},
     tls,
-    url::{Host, Target, TlsMode},
+    url::{Host, Target},
 };
-use crate::error::{Class, Classify, Error, Result};
+use crate::{
+    error::{Class, Classify, Error, Result},
+    tls::Mode,
+};
 
 /// A statement that takes longer than this has lost its server.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
@@ -54,11 +57,11 @@ impl Client {
         Self::try_connect(target, purpose, target.tls.mode)
             .or_else(|failure| {
                 // `prefer`: what TLS or a pg_hba line for TLS refuses, plain text may do.
-                let plain = target.tls.mode == TlsMode::Prefer
+                let plain = target.tls.mode == Mode::Prefer
                     && matches!(target.host, Host::Tcp(_))
                     && (failure.code() == "28000" || matches!(failure, Failure::Tls(_)));
                 match plain {
-                    true => Self::try_connect(target, purpose, TlsMode::Disable),
+                    true => Self::try_connect(target, purpose, Mode::Disable),
                     false => Err(failure),
                 }
             })
@@ -74,12 +77,12 @@ impl Client {
     fn try_connect(
         target: &Target,
         purpose: Purpose,
-        mode: TlsMode,
+        mode: Mode,
     ) -> std::result::Result<Self, Failure> {
         let socket = Socket::connect(target)?;
         socket.set_timeouts(Some(target.connect_timeout))?;
         let stream = match mode {
-            TlsMode::Disable => Stream::Plain(socket),
+            Mode::Disable => Stream::Plain(socket),
             _ => negotiate(socket, target)?,
         };
         let mut client = Self { stream, frames: Frames::new(8 << 10) };
@@ -190,7 +193,7 @@ fn negotiate(mut socket: Socket, target: &Target) -> std::result::Result<Stream,
             stream.conn.complete_io(&mut stream.sock).map_err(Failure::Tls)?;
             Ok(Stream::Tls(Box::new(stream)))
         }
-        ([b'N'], TlsMode::Prefer) => Ok(Stream::Plain(socket)),
+        ([b'N'], Mode::Prefer) => Ok(Stream::Plain(socket)),
         ([b'N'], _) => Err(Error::config("the server does not offer TLS")
             .remedy("set ssl = on at the server, or sslmode=disable in the source's url")
             .into()),

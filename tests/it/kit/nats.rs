@@ -68,7 +68,7 @@ impl Nats {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let scratch = Scratch::new("nats");
         if tls {
-            super::tls::certificates(scratch.path());
+            super::tls::certificates(scratch.path(), "IP:127.0.0.1");
         }
         let (port, lock) = free_port();
         let text = format!("listen: \"127.0.0.1:{port}\"\n{settings}");

@@ -58,7 +58,7 @@ impl Redis {
         let (port, lock) = free_port();
         let folder = scratch.path();
         let listen = if tls {
-            certificates(folder);
+            super::tls::certificates(folder, "IP:127.0.0.1");
             format!(
                 "port 0\ntls-port {port}\ntls-auth-clients no\ntls-cert-file server.pem\n\
                  tls-key-file server.key\ntls-ca-cert-file ca.pem"
@@ -250,22 +250,4 @@ impl Drop for Redis {
 fn copy_folder(from: &Path, to: &Path) {
     let status = Command::new("cp").arg("-a").args([from, to]).status().expect("cp");
     assert!(status.success(), "cp {} {}", from.display(), to.display());
-}
-
-/// An authority and a certificate for 127.0.0.1, made by openssl.
-fn certificates(folder: &Path) {
-    let openssl = |arguments: &str| {
-        let output =
-            Command::new("openssl").args(arguments.split(' ')).current_dir(folder).output();
-        let output = output.expect("openssl");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    };
-    let key = "req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes";
-    openssl(&format!("{key} -x509 -days 30 -subj /CN=authority -keyout ca.key -out ca.pem"));
-    openssl(&format!("{key} -subj /CN=server -keyout server.key -out server.csr"));
-    fs::write(folder.join("san.cnf"), "subjectAltName = IP:127.0.0.1\n").expect("san.cnf");
-    openssl(
-        "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 30 \
-         -extfile san.cnf -out server.pem",
-    );
 }

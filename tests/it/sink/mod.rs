@@ -80,6 +80,17 @@ fn batch(offsets: Range<u64>) -> Batch {
     Batch { changes: offsets.map(change).collect(), position: None }
 }
 
+/// With a row of more bytes than the queues of the kit take as a message.
+fn too_large(change: Change) -> Change {
+    with_text(change, &"x".repeat(70_000))
+}
+
+fn with_text(change: Change, text: &str) -> Change {
+    let id = change.offset.to_string();
+    let values = [Value::Text(id.as_bytes()), Value::Text(text.as_bytes())];
+    Change { after: Some(Row::from_values(values)), ..change }
+}
+
 fn truncate(offset: u64) -> Change {
     Change { op: Op::Truncate, after: None, ..batch(offset..offset + 1).changes.remove(0) }
 }

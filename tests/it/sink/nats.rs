@@ -12,7 +12,7 @@ use walrace::{
 
 use super::{
     batch, conformance::conforms, delivers, fails, letters, offsets, open, target::Target,
-    truncate, write,
+    too_large, truncate, with_text, write,
 };
 use crate::kit::{Nats, Proxy};
 
@@ -81,14 +81,6 @@ async fn sink(server: &Nats, more: Json) -> Box<dyn Sink> {
 async fn messages(server: &Nats) -> Vec<Json> {
     let stored = server.stored("CHANGES").await;
     stored.iter().map(|message| serde_json::from_slice(&message.payload).unwrap()).collect()
-}
-
-/// Of more than the kit's servers take.
-fn too_large(change: Change) -> Change {
-    let text = "x".repeat(70_000);
-    let id = change.offset.to_string();
-    let values = [Value::Text(id.as_bytes()), Value::Text(text.as_bytes())];
-    Change { after: Some(Row::from_values(values)), ..change }
 }
 
 #[tokio::test]
@@ -283,16 +275,11 @@ async fn a_server_without_jetstream_is_told_apart_from_a_missing_stream() {
 async fn a_change_that_is_too_large_or_has_no_subject_stands_alone() {
     let NatsTarget { server } = NatsTarget::start().await;
     let mut sink = sink(&server, json!({"subject": "app.{record.v}"})).await;
-    let text = |change: Change, text: &str| {
-        let id = change.offset.to_string();
-        let values = [Value::Text(id.as_bytes()), Value::Text(text.as_bytes())];
-        Change { after: Some(Row::from_values(values)), ..change }
-    };
     for (round, bad) in ["white space", "*", ">", "a..b", ""].into_iter().enumerate() {
         let begin = round as u64 * 10;
         let mut mixed = batch(begin..begin + 5);
-        mixed.changes = mixed.changes.into_iter().map(|change| text(change, "fine")).collect();
-        mixed.changes[2] = text(mixed.changes[2].clone(), bad);
+        mixed.changes = mixed.changes.into_iter().map(|change| with_text(change, "fine")).collect();
+        mixed.changes[2] = with_text(mixed.changes[2].clone(), bad);
         let written = write(&mut *sink, &mixed).await.unwrap();
         assert_eq!(letters(&written), "ddruu", "{bad:?}");
     }
@@ -319,12 +306,7 @@ async fn the_limits_of_a_stream_are_told_apart() {
             ..stream::Config::default()
         })
         .await;
-    let medium = |change: Change| {
-        let id = change.offset.to_string();
-        let text = "x".repeat(2_000);
-        let values = [Value::Text(id.as_bytes()), Value::Text(text.as_bytes())];
-        Change { after: Some(Row::from_values(values)), ..change }
-    };
+    let medium = |change: Change| with_text(change, &"x".repeat(2_000));
     // Known beforehand where the stream is named, else from its refusal.
     for (more, begin) in [(json!({"stream": "CHANGES"}), 0), (json!({}), 10)] {
         let mut sink = sink(&server, more).await;

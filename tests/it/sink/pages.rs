@@ -290,7 +290,7 @@ async fn the_example_of_the_postgres_page_works() {
 async fn the_example_of_the_opensearch_page_works() {
     let opensearch = OpenSearch::start().await;
     let scratch = Scratch::new("authority");
-    certificates(scratch.path());
+    certificates(scratch.path(), "IP:127.0.0.1");
     let authority = scratch.path().join("ca.pem");
     let url = opensearch.url();
     let addresses = [
@@ -401,7 +401,7 @@ fn with_certificates(mut text: String, authority: &Path) -> String {
 #[test]
 fn every_piece_of_toml_in_the_documentation_is_valid() {
     let folder = tempfile::tempdir().unwrap();
-    certificates(folder.path());
+    certificates(folder.path(), "IP:127.0.0.1");
     let authority = folder.path().join("ca.pem");
     let mut found = vec![root().join("README.md"), root().join("bench/README.md")];
     pages(&root().join("docs"), &mut found);

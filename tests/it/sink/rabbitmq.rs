@@ -11,7 +11,7 @@ use walrace::{
 
 use super::{
     batch, conformance::conforms, delivers, fails, letters, offsets, open, target::Target,
-    truncate, write,
+    too_large, truncate, write,
 };
 use crate::kit::RabbitMq;
 
@@ -81,14 +81,6 @@ async fn sink(server: &RabbitMq, more: Json) -> Box<dyn Sink> {
 async fn messages(server: &RabbitMq, queue: &str) -> Vec<Json> {
     let stored = server.stored(queue).await;
     stored.iter().map(|message| serde_json::from_slice(&message.data).unwrap()).collect()
-}
-
-/// Of more than the kit's servers take.
-fn too_large(change: Change) -> Change {
-    let text = "x".repeat(70_000);
-    let id = change.offset.to_string();
-    let values = [Value::Text(id.as_bytes()), Value::Text(text.as_bytes())];
-    Change { after: Some(Row::from_values(values)), ..change }
 }
 
 #[tokio::test]

@@ -47,7 +47,8 @@ pub(crate) async fn open(path: &Path, named: Named, steps: &[&str]) -> Result<Sq
     Ok(pool)
 }
 
-/// Opens the file without changing it; `None` where there is none. It may be in use.
+/// Opens the file without changing it; `None` where there is none, or nothing in it yet. It may be
+/// in use.
 pub(crate) async fn inspect(
     path: &Path,
     named: Named,
@@ -64,6 +65,7 @@ pub(crate) async fn inspect(
         .await
         .class(Class::Config, open)?;
     match version(&pool, named).await.context(open)? {
+        0 => Ok(None), // whoever created it came no further
         version if version == steps.len() => Ok(Some(pool)),
         version => Err(Error::config(format!(
             "{}: its schema is version {version}, and this walrace knows {}",

@@ -1,4 +1,4 @@
-//! TLS to the target as libpq's `sslmode` means it, on rustls.
+//! TLS to a PostgreSQL as libpq's `sslmode` means it, on rustls: for sources and sinks alike.
 
 use std::{
     path::{Path, PathBuf},
@@ -10,26 +10,28 @@ use rustls::{
     client::{
         WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+        verify_server_name,
     },
-    crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature},
+    crypto::CryptoProvider,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
+    server::ParsedCertificate,
 };
 
 use crate::error::{Class, Classify, Error, Result};
 
 /// `sslmode` and its files.
-#[derive(Debug, Default)]
-pub(super) struct Options {
-    pub(super) mode: Mode,
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Options {
+    pub(crate) mode: Mode,
     /// Instead of the system's.
-    pub(super) roots: Option<PathBuf>,
-    pub(super) certificate: Option<PathBuf>,
-    pub(super) key: Option<PathBuf>,
+    pub(crate) roots: Option<PathBuf>,
+    pub(crate) certificate: Option<PathBuf>,
+    pub(crate) key: Option<PathBuf>,
 }
 
 /// `sslmode`, as libpq reads it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Mode {
+pub(crate) enum Mode {
     Disable,
     /// TLS where the server has it, else plain text.
     #[default]
@@ -42,8 +44,38 @@ pub(super) enum Mode {
     VerifyFull,
 }
 
+impl Mode {
+    fn parse(text: &str) -> Result<Self> {
+        Ok(match text {
+            "disable" => Self::Disable,
+            "allow" | "prefer" => Self::Prefer,
+            "require" => Self::Require,
+            "verify-ca" => Self::VerifyCa,
+            "verify-full" => Self::VerifyFull,
+            _ => {
+                return Err(Error::config("the url has an unknown sslmode")
+                    .remedy("one of disable, prefer, require, verify-ca and verify-full"));
+            }
+        })
+    }
+}
+
 impl Options {
-    pub(super) fn configure(&self) -> Result<ClientConfig> {
+    /// Takes an option of a URL; whether it is one of TLS.
+    pub(crate) fn set(&mut self, name: &str, value: &str) -> Result<bool> {
+        match name {
+            "sslmode" => self.mode = Mode::parse(value)?,
+            "sslrootcert" if value == "system" => self.roots = None,
+            "sslrootcert" => self.roots = Some(value.into()),
+            "sslcert" => self.certificate = Some(value.into()),
+            "sslkey" => self.key = Some(value.into()),
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// What a connection is made with, with the files read.
+    pub(crate) fn configure(&self) -> Result<ClientConfig> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let verifier = Verifier::new(self, Arc::clone(&provider))?;
         let builder = ClientConfig::builder_with_provider(provider)
@@ -81,33 +113,39 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
 struct Verifier {
     /// `None`: any certificate will do.
     chain: Option<Arc<WebPkiServerVerifier>>,
+    /// The roots themselves: a server's own self-signed certificate may be named as its root.
+    roots: Vec<CertificateDer<'static>>,
     check_name: bool,
     provider: Arc<CryptoProvider>,
 }
 
 impl Verifier {
     fn new(options: &Options, provider: Arc<CryptoProvider>) -> Result<Self> {
-        let check_name = options.mode == Mode::VerifyFull;
         let any = match options.mode {
             Mode::Disable | Mode::Prefer => true,
+            // As libpq: with a root certificate, `require` is `verify-ca`.
             Mode::Require => options.roots.is_none(),
             Mode::VerifyCa | Mode::VerifyFull => false,
         };
+        let check_name = options.mode == Mode::VerifyFull;
         if any {
-            return Ok(Self { chain: None, check_name, provider });
+            return Ok(Self { chain: None, roots: Vec::new(), check_name, provider });
         }
         let roots = match &options.roots {
             Some(path) => certificates(path)?,
             None => rustls_native_certs::load_native_certs().certs,
         };
         let mut store = RootCertStore::empty();
-        store.add_parsable_certificates(roots);
+        store.add_parsable_certificates(roots.iter().cloned());
         let chain =
             WebPkiServerVerifier::builder_with_provider(Arc::new(store), Arc::clone(&provider))
                 .build()
                 .class(Class::Config, || "there is no usable root certificate")
-                .map_err(|error| error.remedy("set `tls_ca` of the postgres sink"))?;
-        Ok(Self { chain: Some(chain), check_name, provider })
+                .map_err(|error| {
+                    error
+                        .remedy("name the authority: sslrootcert in the url, or `tls_ca` of a sink")
+                })?;
+        Ok(Self { chain: Some(chain), roots, check_name, provider })
     }
 }
 
@@ -121,6 +159,12 @@ impl ServerCertVerifier for Verifier {
         now: UnixTime,
     ) -> std::result::Result<ServerCertVerified, rustls::Error> {
         let Some(chain) = &self.chain else { return Ok(ServerCertVerified::assertion()) };
+        if self.roots.iter().any(|root| root == end_entity) {
+            if self.check_name {
+                verify_server_name(&ParsedCertificate::try_from(end_entity)?, name)?;
+            }
+            return Ok(ServerCertVerified::assertion());
+        }
         // The chain is verified before the name, so an error about the name means a good chain.
         match chain.verify_server_cert(end_entity, intermediates, name, ocsp, now) {
             Err(rustls::Error::InvalidCertificate(
@@ -137,7 +181,7 @@ impl ServerCertVerifier for Verifier {
         signature: &DigitallySignedStruct,
     ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
         let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls12_signature(message, certificate, signature, algorithms)
+        rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
     }
 
     fn verify_tls13_signature(
@@ -147,7 +191,7 @@ impl ServerCertVerifier for Verifier {
         signature: &DigitallySignedStruct,
     ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
         let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls13_signature(message, certificate, signature, algorithms)
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
