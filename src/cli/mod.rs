@@ -226,4 +226,77 @@ mod tests {
         }
         insta::assert_snapshot!(help);
     }
+
+    /// The pages of the documentation.
+    fn pages() -> Vec<PathBuf> {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        let mut found = vec![root.join("README.md")];
+        for folder in ["docs", "docs/sinks", "docs/sources"] {
+            let entries = std::fs::read_dir(root.join(folder)).unwrap();
+            found.extend(entries.map(|entry| entry.unwrap().path()));
+        }
+        found.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
+        found
+    }
+
+    /// What stands as code in a page: lines between fences, and what is in backquotes.
+    fn code(page: &str) -> Vec<&str> {
+        let mut fenced = false;
+        let mut found = Vec::new();
+        for line in page.lines() {
+            if line.starts_with("```") {
+                fenced = !fenced;
+            } else if fenced {
+                found.push(line.strip_prefix("$ ").unwrap_or(line));
+            } else {
+                found.extend(line.split('`').skip(1).step_by(2));
+            }
+        }
+        found
+    }
+
+    /// Follows a command as it is written, up to a comment or a pipe; the word that is not one.
+    fn unknown(written: &str) -> Option<String> {
+        let mut command = Cli::command();
+        command.build(); // so that each has the options of all
+        let written = written.replace("\\|", "|");
+        for word in written.split_whitespace().take_while(|word| !matches!(*word, "#" | "|")) {
+            if let Some(flag) = word.trim_matches(['[', ']']).strip_prefix("--") {
+                if !command.get_arguments().any(|argument| argument.get_long() == Some(flag)) {
+                    return Some(word.to_owned());
+                }
+            } else if command.has_subcommands() {
+                let mut named = None;
+                for name in word.split('|') {
+                    named = command.find_subcommand(name).cloned();
+                    if named.is_none() {
+                        return Some(name.to_owned());
+                    }
+                }
+                command = named?;
+            }
+        }
+        None
+    }
+
+    #[test]
+    fn every_command_of_the_documentation_exists() {
+        let mut seen = 0;
+        for path in pages() {
+            let page = std::fs::read_to_string(&path).unwrap();
+            for code in code(&page) {
+                let Some(written) = code.strip_prefix("walrace ") else { continue };
+                // A dependency of Cargo, and what `lag` says.
+                if written.starts_with("= ") || written.starts_with("is not running") {
+                    continue;
+                }
+                let word = unknown(written);
+                assert_eq!(word, None, "{}: `walrace {written}`", path.display());
+                seen += 1;
+            }
+        }
+        assert!(seen > 60, "only {seen} commands");
+        assert_eq!(unknown("sink list|puase S"), Some("puase".into()));
+        assert_eq!(unknown("dlq list --colour"), Some("--colour".into()));
+    }
 }
