@@ -45,6 +45,19 @@ def load_table(rates):
     return "\n".join(lines)
 
 
+def sink_table(rates):
+    """By kind, the rates of loader and sink of each round."""
+    lines = ["| sink | loader | loader, /s | sink, changes/s | ratio (min to max) |",
+             "|---|---|--:|--:|--:|"]
+    for kind, of_rounds in rates.items():
+        ratios = [sink / loader for loader, sink in of_rounds]
+        loaders, sinks = zip(*of_rounds)
+        lines.append(f"| `{kind.name}` | {kind.loader_name} | {median(loaders):,.0f} | "
+                     f"{median(sinks):,.0f} | **{median(ratios):.2f}** ({min(ratios):.2f} to "
+                     f"{max(ratios):.2f}) |")
+    return "\n".join(lines)
+
+
 def heading(machine, server, rounds):
     now = datetime.now(timezone.utc).strftime("%Y-%m-%d")
     return (f"{now}, {machine}, {server}; medians of {rounds} interleaved rounds, fsync on, WAL in "

@@ -38,9 +38,16 @@ class Server:
             time.sleep(0.1)
         raise SystemExit(f"{words[0]} did not start:\n" + (self.folder / "server.log").read_text())
 
+    def answers(self):
+        try:
+            socket.create_connection(("127.0.0.1", self.port), 1).close()
+            return True
+        except OSError:
+            return False
+
     def __exit__(self, *_):
         if self.child:
-            self.child.send_signal(signal.SIGKILL)
+            os.killpg(self.child.pid, signal.SIGKILL)
             self.child.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -65,7 +72,7 @@ class Redis(Server):
         return (f'kind = "redis_stream"\nurl = "redis://127.0.0.1:{self.port}"\n'
                 'stream = "changes"\n')
 
-    def load(self, count, _backlog):
+    def load(self, count, _bench):
         words = ["redis-benchmark", "-p", self.port, "-n", count, "-P", 100, "-c", 1, "--csv",
                  "XADD", "loader", "MAXLEN", "~", 100000, "*", "payload", "x" * MESSAGE_BYTES]
         done = subprocess.run([str(word) for word in words], check=True, text=True,
@@ -97,13 +104,6 @@ class Kafka(Server):
         self.start(self.java("kafka.Kafka", "server.properties"), self.answers)
         return self
 
-    def answers(self):
-        try:
-            socket.create_connection(("127.0.0.1", self.port), 1).close()
-            return True
-        except OSError:
-            return False
-
     def java(self, program, *arguments):
         cache = os.environ.get("WALRACE_CACHE", "/var/cache/walrace")
         return ["java", "-Xmx1g", "-cp", f"{cache}/kafka-{KAFKA_VERSION}/*", program, *arguments]
@@ -112,7 +112,7 @@ class Kafka(Server):
         return (f'kind = "kafka"\nbrokers = "127.0.0.1:{self.port}"\ntopic = "changes"\n'
                 'compression = "zstd"\n')
 
-    def load(self, count, _backlog):
+    def load(self, count, _bench):
         words = self.java("org.apache.kafka.tools.ProducerPerformance", "--topic", "loader",
                           "--num-records", str(count), "--record-size", str(MESSAGE_BYTES),
                           "--throughput", "-1", "--producer-props",
@@ -141,12 +141,11 @@ class Postgres:
         return (f'kind = "postgres"\nurl = "postgres://postgres@127.0.0.1:{self.cluster.port}'
                 '/postgres"\nmissing_table = "create"\n')
 
-    def load(self, count, backlog):
+    def load(self, count, bench):
         """The rows of the source's own table, into one of the same shape."""
-        source, database, table = backlog
         file = self.cluster.folder / "rows.copy"
-        rows = subprocess.run(source.client("psql", "-X", "-q", "-c", f"copy {table} to stdout",
-                                            database=database), check=True, capture_output=True)
+        rows = subprocess.run(bench.source.client("psql", "-X", "-q", "-c", "copy item to stdout"),
+                              check=True, capture_output=True)
         file.write_bytes(rows.stdout)
         self.cluster.sql("create table loader (id bigint primary key, name text, "
                          "price numeric(12,2), changed timestamptz, note text)")
