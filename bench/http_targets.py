@@ -12,7 +12,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-from targets import Server
+from targets import CACHE, Server, program_of
 
 HERE = Path(__file__).parent
 WRK_SECONDS = 4
@@ -43,17 +43,9 @@ class Nginx(Server):
         user = "user root;" if os.getuid() == 0 else ""
         file = self.folder / "nginx.conf"
         file.write_text(NGINX.format(folder=self.folder, port=self.port, user=user))
-        self.start([program("nginx"), "-e", str(self.folder / "error.log"), "-p", str(self.folder),
+        self.start([program_of("nginx"), "-e", str(self.folder / "error.log"), "-p", str(self.folder),
                     "-c", str(file)], self.answers)
         return self
-
-
-def program(name):
-    """Debian keeps servers where not everybody's PATH leads."""
-    found = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
-    if not found:
-        raise SystemExit(f"{name} is missing: run scripts/install.sh bench")
-    return found
 
 
 class Webhook(Nginx):
@@ -69,7 +61,7 @@ class Webhook(Nginx):
         body = self.folder / "body.json"
         body.write_bytes(first_request(bench, self.batch))
         done = subprocess.run(
-            [program("wrk"), "-t1", "-c1", f"-d{WRK_SECONDS}s", "-s", str(HERE / "post.lua"),
+            [program_of("wrk"), "-t1", "-c1", f"-d{WRK_SECONDS}s", "-s", str(HERE / "post.lua"),
              f"http://127.0.0.1:{self.port}/hook"],
             check=True, text=True, capture_output=True, env=dict(os.environ, BODY=str(body)))
         if re.search(r"Non-2xx|Socket errors", done.stdout):
@@ -168,8 +160,7 @@ class OpenSearch(Server):
     batch, rows_max = 1_000, 100_000
 
     def __enter__(self):
-        cache = os.environ.get("WALRACE_CACHE", "/var/cache/walrace")
-        home, folder = Path(cache) / f"opensearch-{OPENSEARCH_VERSION}", self.folder
+        home, folder = CACHE / f"opensearch-{OPENSEARCH_VERSION}", self.folder
         if not home.exists():
             raise SystemExit(f"no OpenSearch in {home}: run scripts/install.sh bench")
         for name in ("config", "data", "logs", "tmp"):
@@ -184,7 +175,7 @@ class OpenSearch(Server):
             f"http.port: {self.port}\ntransport.port: 0\ndiscovery.type: single-node\n"
             f"path.data: {folder}/data\npath.logs: {folder}/logs\n"
             "cluster.routing.allocation.disk.threshold_enabled: false\n")
-        java = Path(os.path.realpath(program("java"))).parent.parent
+        java = Path(os.path.realpath(program_of("java"))).parent.parent
         settings = [f"OPENSEARCH_PATH_CONF={folder}/config", f"OPENSEARCH_JAVA_HOME={java}",
                     "OPENSEARCH_JAVA_OPTS=-Xms2g -Xmx2g", f"OPENSEARCH_TMPDIR={folder}/tmp",
                     f"HOME={folder}"]

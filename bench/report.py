@@ -1,9 +1,10 @@
 """The tables of a run, as Markdown, and their place in bench/README.md."""
 
 from datetime import datetime, timezone
+from pathlib import Path
 from statistics import median
 
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+README = Path(__file__).parent / "README.md"
 
 
 def drain_table(name, backlog, runs):
@@ -58,15 +59,28 @@ def sink_table(rates):
     return "\n".join(lines)
 
 
+def arrival_table(waits):
+    """By kind, the milliseconds to each change."""
+    lines = ["**latency** at 5,000 changes a second, from `clock_timestamp()` in the row to a "
+             "consumer of the target", "",
+             "| sink | p50 ms | p95 ms | p99 ms | max ms | rows |", "|---|--:|--:|--:|--:|--:|"]
+    for kind, of_rows in waits.items():
+        ordered = sorted(of_rows)
+        at = [ordered[int((len(ordered) - 1) * share)] for share in (0.5, 0.95, 0.99, 1)]
+        lines.append(f"| `{kind.name}` | " + " | ".join(f"{ms:.1f}" for ms in at)
+                     + f" | {len(ordered):,} |")
+    return "\n".join(lines)
+
+
 def heading(machine, server, rounds):
     now = datetime.now(timezone.utc).strftime("%Y-%m-%d")
     return (f"{now}, {machine}, {server}; medians of {rounds} interleaved rounds, fsync on, WAL in "
             "the page cache.")
 
 
-def write_into(path, parts):
-    """Replaces what stands between the markers."""
-    text = path.read_text()
-    before, rest = text.split(BEGIN, 1)
-    after = rest.split(END, 1)[1]
-    path.write_text(before + BEGIN + "\n" + "\n\n".join(parts) + "\n" + END + after)
+def write_into(name, parts):
+    """Replaces what stands between the markers of this name in bench/README.md."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, rest = README.read_text().split(begin, 1)
+    after = rest.split(end, 1)[1]
+    README.write_text(before + begin + "\n" + "\n\n".join(parts) + "\n" + end + after)

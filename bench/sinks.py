@@ -13,13 +13,14 @@ import sys
 import tempfile
 import time
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
+import arrivals
 import measure
 import report
 from postgres import Cluster
-from run import find_binary
 from http_targets import HttpPull, OpenSearch, Webhook
 from targets import Kafka, Postgres, Redis
 
@@ -37,27 +38,35 @@ class Walrace:
     def __init__(self, binary, folder, url):
         self.binary = binary
         self.folder = Path(tempfile.mkdtemp(prefix="walrace-bench-data-", dir=folder))
-        self.source = f'[source.app]\nkind = "postgres"\nurl = "{url}"\ntables = ["public.item"]\n'
+        self.source = f'[source.app]\nkind = "postgres"\nurl = "{url}"\ntables = ["public.item", "public.tick"]\n'
 
-    def run(self, sinks, done):
-        """Runs with these sinks until `done` gives something of the metrics, and gives that."""
+    @contextmanager
+    def running(self, sinks):
         config = self.folder / "walrace.toml"
         config.write_text(f'data_dir = "{self.folder}/data"\n{self.source}{sinks}'
                           '[http]\nlisten = "127.0.0.1:0"\n')
         log = open(self.folder / "walrace.log", "w")
-        child = subprocess.Popen([str(self.binary), "-c", str(config), "run"], stdout=log,
-                                 stderr=log)
-        deadline = time.monotonic() + LIMIT_S
+        self.child = subprocess.Popen([str(self.binary), "-c", str(config), "run"], stdout=log,
+                                      stderr=log)
         try:
-            while time.monotonic() < deadline and child.poll() is None:
-                result = done(self.metrics())
-                if result is not None:
-                    return result
-                time.sleep(0.02)
-            raise SystemExit((self.folder / "walrace.log").read_text()[-4000:])
+            yield
         finally:
-            child.send_signal(signal.SIGTERM)
-            child.wait(30)
+            self.child.send_signal(signal.SIGTERM)
+            self.child.wait(30)
+
+    def run(self, sinks, done):
+        """Runs with these sinks until `done` gives something of the metrics, and gives that."""
+        with self.running(sinks):
+            return self.wait(done)
+
+    def wait(self, done):
+        deadline = time.monotonic() + LIMIT_S
+        while time.monotonic() < deadline and self.child.poll() is None:
+            result = done(self.metrics())
+            if result is not None:
+                return result
+            time.sleep(0.02)
+        raise SystemExit((self.folder / "walrace.log").read_text()[-4000:])
 
     def address(self):
         return (self.folder / "data" / "http.addr").read_text().splitlines()[0]
@@ -88,12 +97,26 @@ class Bench:
 
     def __init__(self, source, folder, rows):
         self.source, self.rows = source, rows
-        source.sql(TABLE)
-        self.walrace = Walrace(find_binary(), folder, source.url("unix", "postgres"))
+        source.sql(f"{TABLE}; {arrivals.TABLE}")
+        self.walrace = Walrace(measure.find_binary(), folder, source.url("unix", "postgres"))
         self.walrace.run("", lambda metrics: journal_end(metrics) is not None or None)
         for first in range(1, rows + 1, 1_000):
             source.sql(ROWS.format(first=first, last=min(first + 999, rows)))
         self.walrace.run("", lambda metrics: journal_end(metrics) == rows or None)
+
+    def end(self):
+        """The end of the journal, while nothing is written at the source."""
+        return int(self.walrace.run("", journal_end))
+
+    def wait_for_rows(self, name):
+        """Until the sink has all that the journal has, and that is more than before."""
+        first = self.rows
+
+        def done(metrics):
+            end = journal_end(metrics)
+            return True if end and end > first and cursor(metrics, name) == end else None
+
+        self.walrace.wait(done)
 
     def sink_text(self, name, first, batch, text):
         return f'[sink.{name}]\nfrom = "{first}"\nbatch_changes_max = {batch}\n{text}'
@@ -131,30 +154,42 @@ class Bench:
         return rates
 
 
-def main():
-    options = parse_arguments()
-    chosen = [kind for kind in KINDS if kind.name in options.only.split(",")]
+def measure_all(options):
+    """Rates round by round, then latencies; prints the tables and writes them down."""
+    chosen = [kind for kind in KINDS if not options.only or kind.name in options.only]
     rates = {kind: [] for kind in chosen}
     with Cluster(options.folder) as source:
         bench = Bench(source, options.folder, options.rows)
         for number in range(options.rounds):
             for kind in chosen:
                 rates[kind].append(bench.compare(kind, number, options.folder))
+        waits = {kind: arrivals.measure(bench, kind, options.seconds, options.folder)
+                 for kind in chosen if options.seconds and hasattr(kind, "consumer")}
         bench.walrace.remove()
-    print(report.heading(measure.machine(), "a release build", options.rounds))
-    print(report.sink_table(rates))
+    parts = [report.heading(measure.machine(), "a release build", options.rounds)]
+    parts += [report.sink_table(rates)] if options.rounds else []
+    parts += [report.arrival_table(waits)] if waits else []
+    print("\n\n".join(parts))
+    if options.write and not options.only:
+        report.write_into("sinks", parts)
 
 
-def parse_arguments():
+def parse_arguments(words=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=400_000)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", default=",".join(kind.name for kind in KINDS),
-                        help="some of the sinks, with commas between them")
+    parser.add_argument("--rows", type=int, default=400_000,
+                        help="changes in the journal (default 400000)")
+    parser.add_argument("--rounds", type=int, default=3,
+                        help="of loader and sink; 0: latency alone (default 3)")
+    parser.add_argument("--seconds", type=int, default=30,
+                        help="of each latency; 0: none (default 30)")
+    parser.add_argument("--only", action="append", choices=[kind.name for kind in KINDS],
+                        help="this sink alone; may be repeated; leaves bench/README.md as it is")
     parser.add_argument("--folder", default="/var/tmp",
                         help="where servers and journals lie: a real disk (default /var/tmp)")
-    return parser.parse_args()
+    parser.add_argument("--no-write", dest="write", action="store_false",
+                        help="leave bench/README.md as it is")
+    return parser.parse_args(words)
 
 
 if __name__ == "__main__":
-    main()
+    measure_all(parse_arguments())
