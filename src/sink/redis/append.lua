@@ -16,20 +16,22 @@ for i = 2, #KEYS do
     if kind ~= 'stream' and kind ~= 'none' then return {'type', KEYS[i], kind} end
 end
 
-local maxlen, added, at = ARGV[3], {}, 4
+local maxlen, keys, ids, at = ARGV[3], {}, {}, 4
 while at <= #ARGV do
-    local key, count = KEYS[tonumber(ARGV[at])], tonumber(ARGV[at + 1])
-    local entry = {'XADD', key, '*'}
-    if maxlen ~= '0' then entry = {'XADD', key, 'MAXLEN', '~', maxlen, '*'} end
-    for i = at + 2, at + 1 + count do entry[#entry + 1] = ARGV[i] end
-    local id = redis.pcall(unpack(entry))
+    local key, last, id = KEYS[tonumber(ARGV[at])], at + 1 + ARGV[at + 1]
+    -- Unpacked in the call: to build a table for each entry takes a fifth more time.
+    if maxlen == '0' then
+        id = redis.pcall('XADD', key, '*', unpack(ARGV, at + 2, last))
+    else
+        id = redis.pcall('XADD', key, 'MAXLEN', '~', maxlen, '*', unpack(ARGV, at + 2, last))
+    end
     if type(id) == 'table' then
         -- Redis takes nothing back by itself, and nobody has seen these yet.
-        for _, one in ipairs(added) do redis.call('XDEL', one[1], one[2]) end
+        for i, one in ipairs(ids) do redis.call('XDEL', keys[i], one) end
         return id
     end
-    added[#added + 1] = {key, id}
-    at = at + 2 + count
+    keys[#keys + 1], ids[#ids + 1] = key, id
+    at = last + 1
 end
 redis.call('SET', KEYS[1], ARGV[2])
 return {'ok'}
