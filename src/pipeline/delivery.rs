@@ -68,6 +68,10 @@ pub struct Delivery<'a> {
 /// often.
 const RECORD_EVERY: Duration = Duration::from_secs(1);
 
+/// What a target that keeps no progress was given is recorded this often. Each record waits for the
+/// disk, as long as a batch takes; after a crash what was delivered within this time comes again.
+const RECORD_DELIVERED_EVERY: Duration = Duration::from_millis(50);
+
 impl Delivery<'_> {
     /// Waits for changes, and tries parked ones when their time has come; `None` at a stop.
     pub(super) async fn read(&mut self, stop: &CancellationToken) -> Result<Option<Batch>> {
@@ -168,12 +172,21 @@ impl Delivery<'_> {
     }
 
     pub(super) fn is_record_due(&self) -> bool {
-        self.recorded_at.elapsed() >= RECORD_EVERY || self.stats.is_record_wanted()
+        self.recorded_at.elapsed() >= self.record_every() || self.stats.is_record_wanted()
+    }
+
+    fn record_every(&self) -> Duration {
+        if self.is_delivery_unrecorded() { RECORD_DELIVERED_EVERY } else { RECORD_EVERY }
+    }
+
+    /// Whether something that was delivered would be delivered again by who begins anew.
+    pub(super) fn is_delivery_unrecorded(&self) -> bool {
+        !self.sink.capabilities().transactional_progress && self.written > self.stats.recorded()
     }
 
     /// When the progress is written down next: what a sink only has taken waits for its time.
     fn record_at(&self) -> Instant {
-        let regular = self.recorded_at + RECORD_EVERY;
+        let regular = self.recorded_at + self.record_every();
         let only_taken = self.stats.recorded() >= self.progress.cursor;
         self.sink.flush_at().filter(|_| only_taken).map_or(regular, |at| at.max(regular))
     }
