@@ -1,7 +1,8 @@
-"""The HTTP targets of the sink benchmark: a receiver of webhooks, consumers that pull, OpenSearch."""
+"""The HTTP targets of the sink benchmark: who receives webhooks, who pulls, and OpenSearch."""
 
 import http.client
 import http.server
+import json
 import os
 import pwd
 import re
@@ -22,7 +23,8 @@ NGINX = """
 daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/error.log; {user}
 events {{ }}
 http {{
-    access_log off; client_max_body_size 0; sendfile on; tcp_nopush on; default_type application/json;
+    access_log off; client_max_body_size 0; sendfile on; tcp_nopush on;
+    default_type application/json;
     keepalive_requests 1000000000; keepalive_timeout 1h; client_body_temp_path {folder}/body;
     proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
     uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
@@ -43,30 +45,65 @@ class Nginx(Server):
         user = "user root;" if os.getuid() == 0 else ""
         file = self.folder / "nginx.conf"
         file.write_text(NGINX.format(folder=self.folder, port=self.port, user=user))
-        self.start([program_of("nginx"), "-e", str(self.folder / "error.log"), "-p", str(self.folder),
-                    "-c", str(file)], self.answers)
+        words = [program_of("nginx"), "-e", self.folder / "error.log", "-p", self.folder, "-c", file]
+        self.start([str(word) for word in words], self.answers)
         return self
 
 
 class Webhook(Nginx):
     """Batches of 1,000 to a receiver that keeps nothing; the loader posts the sink's own bytes."""
 
-    name, loader_name = "webhook", "wrk, 1 connection, the body of a batch of 1,000"
-    batch = 1_000
+    name, loader_name = "webhook", "wrk, 1 connection, a ready body of 1,000"
+    batch, script = 1_000, "post.lua"
 
     def sink(self):
         return f'kind = "webhook"\nurl = "http://127.0.0.1:{self.port}/hook"\n'
 
     def load(self, count, bench):
-        body = self.folder / "body.json"
+        body = self.folder / "batch"
         body.write_bytes(first_request(bench, self.batch))
+        self.prepare(body)
         done = subprocess.run(
-            [program_of("wrk"), "-t1", "-c1", f"-d{WRK_SECONDS}s", "-s", str(HERE / "post.lua"),
+            [program_of("wrk"), "-t1", "-c1", f"-d{WRK_SECONDS}s", "-s", str(HERE / self.script),
              f"http://127.0.0.1:{self.port}/hook"],
             check=True, text=True, capture_output=True, env=dict(os.environ, BODY=str(body)))
         if re.search(r"Non-2xx|Socket errors", done.stdout):
             raise SystemExit(done.stdout)
         return self.batch * float(re.search(r"Requests/sec:\s+([0-9.]+)", done.stdout)[1])
+
+
+    def prepare(self, body):
+        """`post.lua` needs nothing more."""
+
+
+class WebhookWritten(Webhook):
+    """The same beside a loader that writes its messages, as the sink has to."""
+
+    name, loader_name = "webhook_written", "wrk, 1 connection, which writes each message in Lua"
+    script = "write.lua"
+
+    def prepare(self, body):
+        """What differs between the messages, and a format with what does not."""
+        messages = messages_of(body.read_text())
+        if '{"data":[' + ",".join(messages) + "]}" != body.read_text():
+            raise SystemExit("the body of a webhook has another form")
+        words = [re.findall(r"[\w.]+|[^\w.]+", message) for message in messages]
+        differ = [len(set(column)) > 1 for column in zip(*words, strict=True)]
+        fixed = [word.replace("%", "%%") for word in words[0]]
+        body.with_suffix(".format").write_text(
+            "".join("%s" if differs else word for word, differs in zip(fixed, differ)))
+        rows = ("\t".join(word for word, differs in zip(row, differ) if differs) for row in words)
+        body.with_suffix(".rows").write_text("\n".join(rows) + "\n")
+
+
+def messages_of(body):
+    """The texts of the messages of a batch."""
+    decoder, at, messages = json.JSONDecoder(), len('{"data":['), []
+    while body[at - 1] != "]":
+        end = decoder.raw_decode(body, at)[1]
+        messages.append(body[at:end])
+        at = end + 1
+    return messages
 
 
 def first_request(bench, batch):

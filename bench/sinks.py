@@ -21,7 +21,7 @@ import arrivals
 import measure
 import report
 from postgres import Cluster
-from http_targets import HttpPull, OpenSearch, Webhook
+from http_targets import HttpPull, OpenSearch, Webhook, WebhookWritten
 from targets import Kafka, Postgres, Redis
 
 TABLE = ("create table item (id bigint primary key, name text, price numeric(12,2), "
@@ -29,7 +29,7 @@ TABLE = ("create table item (id bigint primary key, name text, price numeric(12,
 ROWS = ("insert into item select i, 'item ' || i, (i % 10000) / 100.0, now(), "
         "md5(i::text) || md5((i + 1)::text) from generate_series({first}, {last}) i")
 LIMIT_S = 600
-KINDS = (Redis, Kafka, Postgres, Webhook, HttpPull, OpenSearch)
+KINDS = (Redis, Kafka, Postgres, Webhook, WebhookWritten, HttpPull, OpenSearch)
 
 
 class Walrace:
@@ -38,7 +38,8 @@ class Walrace:
     def __init__(self, binary, folder, url):
         self.binary = binary
         self.folder = Path(tempfile.mkdtemp(prefix="walrace-bench-data-", dir=folder))
-        self.source = f'[source.app]\nkind = "postgres"\nurl = "{url}"\ntables = ["public.item", "public.tick"]\n'
+        self.source = (f'[source.app]\nkind = "postgres"\nurl = "{url}"\n'
+                       'tables = ["public.item", "public.tick"]\n')
 
     @contextmanager
     def running(self, sinks):

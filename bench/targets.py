@@ -73,8 +73,8 @@ class Redis(Server):
     name, loader_name = "redis_stream", "redis-benchmark, XADD, -P 100"
 
     def __enter__(self):
-        words = [program_of("redis-server"), "--port", self.port, "--save", "", "--appendonly", "no",
-                 "--bind", "127.0.0.1"]
+        words = [program_of("redis-server"), "--port", self.port, "--save", "", "--appendonly",
+                 "no", "--bind", "127.0.0.1"]
         self.start([str(word) for word in words], lambda: self.ask("PING").startswith("PONG"))
         return self
 
@@ -91,8 +91,8 @@ class Redis(Server):
         return [sys.executable, str(HERE / "arrivals.py"), str(self.port), stream]
 
     def load(self, count, _bench):
-        words = [program_of("redis-benchmark"), "-p", self.port, "-n", count, "-P", 100, "-c", 1, "--csv",
-                 "XADD", "loader", "MAXLEN", "~", 100000, "*", "payload", "x" * MESSAGE_BYTES]
+        words = [program_of("redis-benchmark"), "-p", self.port, "-n", count, "-P", 100, "-c", 1,
+                 "--csv", "XADD", "loader", "MAXLEN", "~", 100000, "*", "payload", "x" * MESSAGE_BYTES]
         done = subprocess.run([str(word) for word in words], check=True, text=True,
                               capture_output=True)
         return float(re.findall(r'"([0-9.]+)"', done.stdout.splitlines()[-1])[0])
