@@ -77,13 +77,14 @@ impl Delivery<'_> {
     pub(super) async fn read(&mut self, stop: &CancellationToken) -> Result<Option<Batch>> {
         loop {
             self.retry(stop).await?;
-            let due = self.sink.not_before().unwrap_or_else(Instant::now);
+            let asked = self.sink.not_before();
+            let due = asked.unwrap_or_else(Instant::now);
             let record = self.is_unrecorded().then(|| self.record_at());
             let parked = self.lot.wake().map(|at| due.max(until(at)));
             let batch = tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(None),
-                batch = read_after(due, &mut self.reader, self.cut.limits) => batch?,
+                batch = read_after(asked, &mut self.reader, self.cut.limits) => batch?,
                 () = sleep_until(record.unwrap_or(due)), if record.is_some() => {
                     self.record().await?;
                     continue;
@@ -270,7 +271,10 @@ fn until(at: Timestamp) -> Instant {
     Instant::now() + Duration::from_micros(left)
 }
 
-async fn read_after(due: Instant, reader: &mut Reader, limits: Limits) -> Result<Batch> {
-    sleep_until(due).await;
+async fn read_after(due: Option<Instant>, reader: &mut Reader, limits: Limits) -> Result<Batch> {
+    // A sleep lasts to the next millisecond, also one until now.
+    if let Some(due) = due.filter(|due| *due > Instant::now()) {
+        sleep_until(due).await;
+    }
     reader.next(limits).await
 }
