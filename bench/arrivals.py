@@ -50,7 +50,7 @@ def count(bench):
 
 
 def start_writer(source, seconds):
-    return latency.start_writer(source, "postgres", seconds, TICK)
+    return latency.start_writer(source, "postgres", seconds, TICK, clients=8)
 
 
 def waits(bench, log, before, since):

@@ -169,7 +169,7 @@ def measure_all(options):
         bench.walrace.remove()
     parts = [report.heading(measure.machine(), "a release build", options.rounds)]
     parts += [report.sink_table(rates)] if options.rounds else []
-    parts += [report.arrival_table(waits)] if waits else []
+    parts += [report.arrival_table(waits, options.seconds)] if waits else []
     print("\n\n".join(parts))
     if options.write and not options.only:
         report.write_into("sinks", parts)
