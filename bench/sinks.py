@@ -171,7 +171,7 @@ def measure_all(options):
     parts += [report.sink_table(rates)] if options.rounds else []
     parts += [report.arrival_table(waits, options.seconds)] if waits else []
     print("\n\n".join(parts))
-    if options.write and not options.only:
+    if options.write and not options.only and options.rounds and options.seconds:
         report.write_into("sinks", parts)
 
 
