@@ -45,7 +45,8 @@ class Nginx(Server):
         user = "user root;" if os.getuid() == 0 else ""
         file = self.folder / "nginx.conf"
         file.write_text(NGINX.format(folder=self.folder, port=self.port, user=user))
-        words = [program_of("nginx"), "-e", self.folder / "error.log", "-p", self.folder, "-c", file]
+        words = [program_of("nginx"), "-e", self.folder / "error.log", "-p", self.folder]
+        words += ["-c", file]
         self.start([str(word) for word in words], self.answers)
         return self
 

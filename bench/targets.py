@@ -92,7 +92,8 @@ class Redis(Server):
 
     def load(self, count, _bench):
         words = [program_of("redis-benchmark"), "-p", self.port, "-n", count, "-P", 100, "-c", 1,
-                 "--csv", "XADD", "loader", "MAXLEN", "~", 100000, "*", "payload", "x" * MESSAGE_BYTES]
+                 "--csv", "XADD", "loader", "MAXLEN", "~", 100000, "*", "payload",
+                 "x" * MESSAGE_BYTES]
         done = subprocess.run([str(word) for word in words], check=True, text=True,
                               capture_output=True)
         return float(re.findall(r'"([0-9.]+)"', done.stdout.splitlines()[-1])[0])
