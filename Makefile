@@ -52,13 +52,14 @@ test-matrix: install-test ## the tests against the oldest, Debian's and the newe
 	    export WALRACE_PG_VERSION=$$version; $(NEXTEST) --test it; done
 
 .PHONY: bench
-bench: ## ratios to pg_recvlogical; writes the table into bench/README.md (BENCH='--rows 100000')
+bench: ## capture and sinks beside their yardsticks; writes bench/README.md (BENCH='--rows 100000')
 	@scripts/install.sh bench
 	cargo build --release --locked
-	python3 bench/run.py $(BENCH)
+	$(TOOLS) python3 bench/run.py $(BENCH)
 
 .PHONY: bench-sinks
-bench-sinks: install-test ## sinks beside their targets' own loaders (BENCH='--only redis_stream')
+bench-sinks: ## the part about sinks alone (BENCH='--only redis_stream')
+	@scripts/install.sh bench
 	cargo build --release --locked
 	$(TOOLS) python3 bench/sinks.py $(BENCH)
 

@@ -58,11 +58,12 @@ def follow(path, writer, times_in, ends_with_line):
     return waits
 
 
-def start_writer(cluster, database, seconds):
-    """A thousand durable one-row transactions a second; each row carries its own time."""
+def start_writer(cluster, database, seconds,
+                 statement="insert into tick (at) values (clock_timestamp());", clients=4):
+    """A thousand durable transactions a second; each row carries its own time."""
     script = cluster.folder / "tick.sql"
-    script.write_text("insert into tick (at) values (clock_timestamp());\n")
-    words = cluster.client("pgbench", "-n", "-c", "4", "-j", "1", "-R", RATE, "-T", seconds,
+    script.write_text(statement + "\n")
+    words = cluster.client("pgbench", "-n", "-c", clients, "-j", "1", "-R", RATE, "-T", seconds,
                            "-f", script, database=database)
     return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 

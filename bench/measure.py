@@ -1,6 +1,8 @@
 """CPU, memory and time of processes, read from /proc."""
 
+import json
 import os
+import subprocess
 import threading
 import time
 from dataclasses import dataclass
@@ -89,6 +91,17 @@ class WalsenderWatch(threading.Thread):
         if self.began is None:
             raise RuntimeError("no walsender was seen: the stream never began")
         return self.began
+
+
+def find_binary():
+    """The release binary, in whatever target folder Cargo uses here."""
+    words = ["cargo", "metadata", "--format-version", "1", "--no-deps", "--offline"]
+    output = subprocess.run(words, check=True, capture_output=True, text=True,
+                            cwd=Path(__file__).parent).stdout
+    binary = Path(json.loads(output)["target_directory"]) / "release" / "walrace"
+    if not binary.exists():
+        raise SystemExit(f"{binary} is missing: run `make bench`, which builds it")
+    return binary
 
 
 def machine():

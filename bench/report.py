@@ -1,9 +1,10 @@
 """The tables of a run, as Markdown, and their place in bench/README.md."""
 
 from datetime import datetime, timezone
+from pathlib import Path
 from statistics import median
 
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+README = Path(__file__).parent / "README.md"
 
 
 def drain_table(name, backlog, runs):
@@ -45,15 +46,42 @@ def load_table(rates):
     return "\n".join(lines)
 
 
+def sink_table(rates):
+    """By kind, the rates of loader and sink of each round."""
+    lines = ["| sink | loader | loader, /s | sink, changes/s | ratio (min to max) |",
+             "|---|---|--:|--:|--:|"]
+    for kind, of_rounds in rates.items():
+        ratios = [sink / loader for loader, sink in of_rounds]
+        loaders, sinks = zip(*of_rounds)
+        name = kind.name.removesuffix("_written")
+        lines.append(f"| `{name}` | {kind.loader_name} | {median(loaders):,.0f} | "
+                     f"{median(sinks):,.0f} | **{median(ratios):.2f}** ({min(ratios):.2f} to "
+                     f"{max(ratios):.2f}) |")
+    return "\n".join(lines)
+
+
+def arrival_table(waits, seconds):
+    """By kind, the milliseconds to each change that was written in that time."""
+    lines = ["**latency** at 5,000 changes a second, from `clock_timestamp()` in the row to a "
+             "consumer of the target", "",
+             "| sink | p50 ms | p95 ms | p99 ms | max ms | changes/s |", "|---|--:|--:|--:|--:|--:|"]
+    for kind, of_rows in waits.items():
+        ordered = sorted(of_rows)
+        at = [ordered[int((len(ordered) - 1) * share)] for share in (0.5, 0.95, 0.99, 1)]
+        lines.append(f"| `{kind.name}` | " + " | ".join(f"{ms:.1f}" for ms in at)
+                     + f" | {len(ordered) / seconds:,.0f} |")
+    return "\n".join(lines)
+
+
 def heading(machine, server, rounds):
     now = datetime.now(timezone.utc).strftime("%Y-%m-%d")
     return (f"{now}, {machine}, {server}; medians of {rounds} interleaved rounds, fsync on, WAL in "
             "the page cache.")
 
 
-def write_into(path, parts):
-    """Replaces what stands between the markers."""
-    text = path.read_text()
-    before, rest = text.split(BEGIN, 1)
-    after = rest.split(END, 1)[1]
-    path.write_text(before + BEGIN + "\n" + "\n\n".join(parts) + "\n" + END + after)
+def write_into(name, parts):
+    """Replaces what stands between the markers of this name in bench/README.md."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, rest = README.read_text().split(begin, 1)
+    after = rest.split(end, 1)[1]
+    README.write_text(before + begin + "\n" + "\n\n".join(parts) + "\n" + end + after)

@@ -2,8 +2,6 @@
 """Ratios to pg_recvlogical on the identical backlog. See README.md beside this file."""
 
 import argparse
-import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,17 +11,25 @@ import candidates
 import latency
 import measure
 import report
+import sinks
 import workloads
 from debezium import Debezium
 from postgres import Cluster
-
-HERE = Path(__file__).parent
 
 
 def main():
     options = parse_arguments()
     measure.PINNED = options.pin
-    binary = None if options.no_walrace else find_binary()
+    binary = None if options.no_walrace else measure.find_binary()
+    if not options.only or set(options.only) - {"sinks"}:
+        measure_capture(options, binary)
+    if binary and (not options.only or "sinks" in options.only):
+        sinks.measure_all(sinks.parse_arguments(
+            [f"--rounds={options.rounds}", f"--folder={options.folder}",
+             *([] if options.write else ["--no-write"])]))
+
+
+def measure_capture(options, binary):
     with Cluster(options.folder) as cluster:
         server = cluster.sql("select split_part(version(), ' on ', 1)")
         parts = [report.heading(measure.machine(), server, options.rounds)]
@@ -43,7 +49,7 @@ def main():
             parts.append(report.load_table(rates))
             show(parts[-1])
     if options.write:
-        report.write_into(HERE / "README.md", parts)
+        report.write_into("results", parts)
 
 
 def parse_arguments():
@@ -54,7 +60,7 @@ def parse_arguments():
     parser.add_argument("--seconds", type=int, default=20,
                         help="of the latency and of each pgbench run (default 20)")
     parser.add_argument("--only", action="append",
-                        help="ins, one, upd, wide, latency or load; may be repeated")
+                        help="ins, one, upd, wide, latency, load or sinks; may be repeated")
     parser.add_argument("--folder", default="/var/tmp",
                         help="where server and journals lie: a real disk (default /var/tmp)")
     parser.add_argument("--no-pin", dest="pin", action="store_false",
@@ -65,16 +71,6 @@ def parse_arguments():
     parser.add_argument("--no-write", dest="write", action="store_false",
                         help="leave bench/README.md as it is")
     return parser.parse_args()
-
-
-def find_binary():
-    """The release binary, in whatever target folder Cargo uses here."""
-    words = ["cargo", "metadata", "--format-version", "1", "--no-deps", "--offline"]
-    output = subprocess.run(words, check=True, capture_output=True, cwd=HERE, text=True).stdout
-    binary = Path(json.loads(output)["target_directory"]) / "release" / "walrace"
-    if not binary.exists():
-        raise SystemExit(f"{binary} is missing: run `make bench`, which builds it")
-    return binary
 
 
 def drain_all(cluster, workload, binary, options):

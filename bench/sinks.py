@@ -13,13 +13,15 @@ import sys
 import tempfile
 import time
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
+import arrivals
 import measure
 import report
 from postgres import Cluster
-from run import find_binary
+from http_targets import HttpPull, OpenSearch, Webhook, WebhookWritten
 from targets import Kafka, Postgres, Redis
 
 TABLE = ("create table item (id bigint primary key, name text, price numeric(12,2), "
@@ -27,6 +29,7 @@ TABLE = ("create table item (id bigint primary key, name text, price numeric(12,
 ROWS = ("insert into item select i, 'item ' || i, (i % 10000) / 100.0, now(), "
         "md5(i::text) || md5((i + 1)::text) from generate_series({first}, {last}) i")
 LIMIT_S = 600
+KINDS = (Redis, Kafka, Postgres, Webhook, WebhookWritten, HttpPull, OpenSearch)
 
 
 class Walrace:
@@ -35,32 +38,44 @@ class Walrace:
     def __init__(self, binary, folder, url):
         self.binary = binary
         self.folder = Path(tempfile.mkdtemp(prefix="walrace-bench-data-", dir=folder))
-        self.source = f'[source.app]\nkind = "postgres"\nurl = "{url}"\ntables = ["public.item"]\n'
+        self.source = (f'[source.app]\nkind = "postgres"\nurl = "{url}"\n'
+                       'tables = ["public.item", "public.tick"]\n')
 
-    def run(self, sinks, done):
-        """Runs with these sinks until `done` gives something of the metrics, and gives that."""
+    @contextmanager
+    def running(self, sinks):
         config = self.folder / "walrace.toml"
         config.write_text(f'data_dir = "{self.folder}/data"\n{self.source}{sinks}'
                           '[http]\nlisten = "127.0.0.1:0"\n')
         log = open(self.folder / "walrace.log", "w")
-        child = subprocess.Popen([str(self.binary), "-c", str(config), "run"], stdout=log,
-                                 stderr=log)
-        deadline = time.monotonic() + LIMIT_S
+        self.child = subprocess.Popen([str(self.binary), "-c", str(config), "run"], stdout=log,
+                                      stderr=log)
         try:
-            while time.monotonic() < deadline and child.poll() is None:
-                result = done(self.metrics())
-                if result is not None:
-                    return result
-                time.sleep(0.02)
-            raise SystemExit((self.folder / "walrace.log").read_text()[-4000:])
+            yield
         finally:
-            child.send_signal(signal.SIGTERM)
-            child.wait(30)
+            self.child.send_signal(signal.SIGTERM)
+            self.child.wait(30)
+
+    def run(self, sinks, done):
+        """Runs with these sinks until `done` gives something of the metrics, and gives that."""
+        with self.running(sinks):
+            return self.wait(done)
+
+    def wait(self, done):
+        deadline = time.monotonic() + LIMIT_S
+        while time.monotonic() < deadline and self.child.poll() is None:
+            result = done(self.metrics())
+            if result is not None:
+                return result
+            time.sleep(0.02)
+        raise SystemExit((self.folder / "walrace.log").read_text()[-4000:])
+
+    def address(self):
+        return (self.folder / "data" / "http.addr").read_text().splitlines()[0]
 
     def metrics(self):
         try:
-            address = (self.folder / "data" / "http.addr").read_text().splitlines()[0]
-            text = urllib.request.urlopen(f"http://{address}/metrics", timeout=5).read().decode()
+            url = f"http://{self.address()}/metrics"
+            text = urllib.request.urlopen(url, timeout=5).read().decode()
         except (OSError, IndexError):
             return {}
         lines = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
@@ -78,58 +93,104 @@ def cursor(metrics, sink):
     return metrics.get(f'walrace_sink_cursor{{sink="{sink}",source="app"}}')
 
 
-def rate(walrace, target, name, rows):
-    """Changes a second from the first that is seen to be delivered to the last."""
-    first = None
+class Bench:
+    """A source whose changes the journal holds."""
 
-    def done(metrics):
-        nonlocal first
-        now, at = time.monotonic(), cursor(metrics, name)
-        if at and first is None:
-            first = (now, at)
-        if at == rows and first is not None:
-            return (rows - first[1]) / (now - first[0])
-        return None
+    def __init__(self, source, folder, rows):
+        self.source, self.rows = source, rows
+        source.sql(f"{TABLE}; {arrivals.TABLE}")
+        self.walrace = Walrace(measure.find_binary(), folder, source.url("unix", "postgres"))
+        self.walrace.run("", lambda metrics: journal_end(metrics) is not None or None)
+        for first in range(1, rows + 1, 1_000):
+            source.sql(ROWS.format(first=first, last=min(first + 999, rows)))
+        self.walrace.run("", lambda metrics: journal_end(metrics) == rows or None)
 
-    return walrace.run(f'[sink.{name}]\nbatch_changes_max = 10000\n{target.sink()}', done)
+    def end(self):
+        """The end of the journal, while nothing is written at the source."""
+        return int(self.walrace.run("", journal_end))
+
+    def wait_for_rows(self, name):
+        """Until the sink has all that the journal has, and that is more than before."""
+        first = self.rows
+
+        def done(metrics):
+            end = journal_end(metrics)
+            return True if end and end > first and cursor(metrics, name) == end else None
+
+        self.walrace.wait(done)
+
+    def sink_text(self, name, first, batch, text):
+        return f'[sink.{name}]\nfrom = "{first}"\nbatch_changes_max = {batch}\n{text}'
+
+    def is_open(self, metrics, name):
+        return cursor(metrics, name) is not None
+
+    def rate(self, target, name, first):
+        """Changes a second from the first that is seen to be delivered to the last."""
+        if hasattr(target, "deliver"):
+            return target.deliver(self, name, first)
+        began = None
+
+        def done(metrics):
+            nonlocal began
+            now, at = time.monotonic(), cursor(metrics, name)
+            if at and at > first and began is None:
+                began = (now, at)
+            if at == self.rows and began is not None:
+                return (self.rows - began[1]) / (now - began[0])
+            return None
+
+        batch = getattr(target, "batch", 10_000)
+        return self.walrace.run(self.sink_text(name, first, batch, target.sink()), done)
+
+    def compare(self, kind, number, folder):
+        """The rates of the loader and of the sink."""
+        rows = min(self.rows, getattr(kind, "rows_max", self.rows))
+        name = f"{kind.name}_{number}"
+        with kind(folder) as target:
+            loaded = target.load(rows, self)
+            rates = (loaded, self.rate(target, name, self.rows - rows))
+        print(f"bench: {name}: loader {rates[0]:,.0f}/s, sink {rates[1]:,.0f}/s",
+              file=sys.stderr, flush=True)
+        return rates
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=400_000)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", default="redis_stream,kafka,postgres")
-    parser.add_argument("--folder", default="/tmp")
-    options = parser.parse_args()
-    chosen = [kind for kind in (Redis, Kafka, Postgres) if kind.name in options.only.split(",")]
-    lines = ["| sink | loader | loader, /s | sink, changes/s | ratio (min to max) |",
-             "|---|---|--:|--:|--:|"]
+def measure_all(options):
+    """Rates round by round, then latencies; prints the tables and writes them down."""
+    chosen = [kind for kind in KINDS if not options.only or kind.name in options.only]
+    rates = {kind: [] for kind in chosen}
     with Cluster(options.folder) as source:
-        source.sql(TABLE)
-        walrace = Walrace(find_binary(), options.folder, source.url("unix", "postgres"))
-        walrace.run("", lambda metrics: journal_end(metrics) is not None or None)
-        for first in range(1, options.rows + 1, 1_000):
-            last = min(first + 999, options.rows)
-            source.sql(ROWS.format(first=first, last=last))
-        walrace.run("", lambda metrics: journal_end(metrics) == options.rows or None)
-        for kind in chosen:
-            rates = []
-            for number in range(options.rounds):
-                with kind(options.folder) as target:
-                    loaded = target.load(options.rows, (source, "postgres", "item"))
-                    name = f"{kind.name}_{number}"
-                    rates.append((loaded, rate(walrace, target, name, options.rows)))
-                    print(f"bench: {name}: loader {loaded:,.0f}/s, sink {rates[-1][1]:,.0f}/s",
-                          file=sys.stderr, flush=True)
-            ratios = [sink / loader for loader, sink in rates]
-            lines.append(f"| `{kind.name}` | {kind.loader_name} | "
-                         f"{median(loader for loader, _ in rates):,.0f} | "
-                         f"{median(sink for _, sink in rates):,.0f} | **{median(ratios):.2f}** "
-                         f"({min(ratios):.2f} to {max(ratios):.2f}) |")
-        walrace.remove()
-    print(report.heading(measure.machine(), "a release build", options.rounds))
-    print("\n".join(lines))
+        bench = Bench(source, options.folder, options.rows)
+        for number in range(options.rounds):
+            for kind in chosen:
+                rates[kind].append(bench.compare(kind, number, options.folder))
+        waits = {kind: arrivals.measure(bench, kind, options.seconds, options.folder)
+                 for kind in chosen if options.seconds and hasattr(kind, "consumer")}
+        bench.walrace.remove()
+    parts = [report.heading(measure.machine(), "a release build", options.rounds)]
+    parts += [report.sink_table(rates)] if options.rounds else []
+    parts += [report.arrival_table(waits, options.seconds)] if waits else []
+    print("\n\n".join(parts))
+    if options.write and not options.only and options.rounds and options.seconds:
+        report.write_into("sinks", parts)
+
+
+def parse_arguments(words=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=400_000,
+                        help="changes in the journal (default 400000)")
+    parser.add_argument("--rounds", type=int, default=3,
+                        help="of loader and sink; 0: latency alone (default 3)")
+    parser.add_argument("--seconds", type=int, default=30,
+                        help="of each latency; 0: none (default 30)")
+    parser.add_argument("--only", action="append", choices=[kind.name for kind in KINDS],
+                        help="this sink alone; may be repeated; leaves bench/README.md as it is")
+    parser.add_argument("--folder", default="/var/tmp",
+                        help="where servers and journals lie: a real disk (default /var/tmp)")
+    parser.add_argument("--no-write", dest="write", action="store_false",
+                        help="leave bench/README.md as it is")
+    return parser.parse_args(words)
 
 
 if __name__ == "__main__":
-    main()
+    measure_all(parse_arguments())

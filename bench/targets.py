@@ -6,15 +6,30 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 from postgres import Cluster, free_port
 
+HERE = Path(__file__).parent
+# Where scripts/install.sh puts what it installs.
+CACHE = Path(os.environ.get("WALRACE_CACHE") or (
+    "/var/cache/walrace" if os.getuid() == 0 else Path.home() / ".cache" / "walrace"))
+
 # A change of the workload is about this large in the native format.
 MESSAGE_BYTES = 420
 KAFKA_VERSION = "4.1.0"
+
+
+def program_of(name):
+    """Where a program is: what was installed for Walrace, or where Debian keeps servers, too."""
+    places = [str(CACHE / "tools/bin"), os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"]
+    found = shutil.which(name, path=":".join(places))
+    if not found:
+        raise SystemExit(f"{name} is missing: run scripts/install.sh bench")
+    return found
 
 
 class Server:
@@ -38,9 +53,16 @@ class Server:
             time.sleep(0.1)
         raise SystemExit(f"{words[0]} did not start:\n" + (self.folder / "server.log").read_text())
 
+    def answers(self):
+        try:
+            socket.create_connection(("127.0.0.1", self.port), 1).close()
+            return True
+        except OSError:
+            return False
+
     def __exit__(self, *_):
         if self.child:
-            self.child.send_signal(signal.SIGKILL)
+            os.killpg(self.child.pid, signal.SIGKILL)
             self.child.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -51,13 +73,13 @@ class Redis(Server):
     name, loader_name = "redis_stream", "redis-benchmark, XADD, -P 100"
 
     def __enter__(self):
-        words = ["redis-server", "--port", self.port, "--save", "", "--appendonly", "no",
-                 "--bind", "127.0.0.1"]
+        words = [program_of("redis-server"), "--port", self.port, "--save", "", "--appendonly",
+                 "no", "--bind", "127.0.0.1"]
         self.start([str(word) for word in words], lambda: self.ask("PING").startswith("PONG"))
         return self
 
     def ask(self, *words):
-        done = subprocess.run(["redis-cli", "-p", str(self.port), *words], text=True,
+        done = subprocess.run([program_of("redis-cli"), "-p", str(self.port), *words], text=True,
                               capture_output=True)
         return done.stdout
 
@@ -65,9 +87,13 @@ class Redis(Server):
         return (f'kind = "redis_stream"\nurl = "redis://127.0.0.1:{self.port}"\n'
                 'stream = "changes"\n')
 
-    def load(self, count, _backlog):
-        words = ["redis-benchmark", "-p", self.port, "-n", count, "-P", 100, "-c", 1, "--csv",
-                 "XADD", "loader", "MAXLEN", "~", 100000, "*", "payload", "x" * MESSAGE_BYTES]
+    def consumer(self, stream):
+        return [sys.executable, str(HERE / "arrivals.py"), str(self.port), stream]
+
+    def load(self, count, _bench):
+        words = [program_of("redis-benchmark"), "-p", self.port, "-n", count, "-P", 100, "-c", 1,
+                 "--csv", "XADD", "loader", "MAXLEN", "~", 100000, "*", "payload",
+                 "x" * MESSAGE_BYTES]
         done = subprocess.run([str(word) for word in words], check=True, text=True,
                               capture_output=True)
         return float(re.findall(r'"([0-9.]+)"', done.stdout.splitlines()[-1])[0])
@@ -97,22 +123,18 @@ class Kafka(Server):
         self.start(self.java("kafka.Kafka", "server.properties"), self.answers)
         return self
 
-    def answers(self):
-        try:
-            socket.create_connection(("127.0.0.1", self.port), 1).close()
-            return True
-        except OSError:
-            return False
-
     def java(self, program, *arguments):
-        cache = os.environ.get("WALRACE_CACHE", "/var/cache/walrace")
-        return ["java", "-Xmx1g", "-cp", f"{cache}/kafka-{KAFKA_VERSION}/*", program, *arguments]
+        jars = CACHE / f"kafka-{KAFKA_VERSION}" / "*"
+        return [program_of("java"), "-Xmx1g", "-cp", str(jars), program, *arguments]
 
     def sink(self):
         return (f'kind = "kafka"\nbrokers = "127.0.0.1:{self.port}"\ntopic = "changes"\n'
                 'compression = "zstd"\n')
 
-    def load(self, count, _backlog):
+    def consumer(self, topic):
+        return self.java(str(HERE / "Arrivals.java"), f"127.0.0.1:{self.port}", topic)
+
+    def load(self, count, _bench):
         words = self.java("org.apache.kafka.tools.ProducerPerformance", "--topic", "loader",
                           "--num-records", str(count), "--record-size", str(MESSAGE_BYTES),
                           "--throughput", "-1", "--producer-props",
@@ -141,12 +163,11 @@ class Postgres:
         return (f'kind = "postgres"\nurl = "postgres://postgres@127.0.0.1:{self.cluster.port}'
                 '/postgres"\nmissing_table = "create"\n')
 
-    def load(self, count, backlog):
+    def load(self, count, bench):
         """The rows of the source's own table, into one of the same shape."""
-        source, database, table = backlog
         file = self.cluster.folder / "rows.copy"
-        rows = subprocess.run(source.client("psql", "-X", "-q", "-c", f"copy {table} to stdout",
-                                            database=database), check=True, capture_output=True)
+        rows = subprocess.run(bench.source.client("psql", "-X", "-q", "-c", "copy item to stdout"),
+                              check=True, capture_output=True)
         file.write_bytes(rows.stdout)
         self.cluster.sql("create table loader (id bigint primary key, name text, "
                          "price numeric(12,2), changed timestamptz, note text)")

@@ -35,7 +35,7 @@ main() {
     mkdir -p "$WALRACE_CACHE"
     if needs_servers "$what"; then
         for version in "${POSTGRES_VERSIONS[@]}"; do need_postgres "$version"; done
-        need_promtool
+        need_unpacked promtool prometheus usr/bin/promtool
         need_redis
         need_kafka
         need_debezium_serde
@@ -45,6 +45,13 @@ main() {
         need_rabbitmq
         need_cargo_tool cargo-nextest "$NEXTEST_VERSION"
     fi
+    case "$what" in bench | all)
+        need_redis
+        need_kafka
+        need_opensearch
+        need_unpacked nginx nginx usr/sbin/nginx
+        ;;
+    esac
     case "$what" in check | all) need_cargo_tool cargo-deny "$CARGO_DENY_VERSION" ;; esac
 }
 
@@ -79,13 +86,17 @@ need_debian_packages() {
     [ -e /usr/include/openssl/ssl.h ] || missing+=(libssl-dev)
     [ -e /usr/include/zlib.h ] || missing+=(zlib1g-dev)
     if [ "$1" != demo ]; then command -v python3 >/dev/null || missing+=(python3); fi
+    if needs_servers "$1" || [ "$1" = bench ]; then
+        command -v redis-server >/dev/null || missing+=(redis-tools)
+        command -v javac >/dev/null || missing+=(openjdk-17-jdk-headless)
+        has_kafka || command -v mvn >/dev/null || missing+=(maven)
+    fi
+    case "$1" in bench | all) command -v wrk >/dev/null || missing+=(wrk) ;; esac
     if needs_servers "$1"; then
         command -v openssl >/dev/null || missing+=(openssl)
-        command -v redis-server >/dev/null || missing+=(redis-tools)
         command -v curl >/dev/null || missing+=(curl)
         has_all_postgres_versions || command -v npm >/dev/null || missing+=(npm)
-        command -v javac >/dev/null || missing+=(openjdk-17-jdk-headless)
-        has_debezium_serde && has_kafka || command -v mvn >/dev/null || missing+=(maven)
+        has_debezium_serde || command -v mvn >/dev/null || missing+=(maven)
         has_wal2json || missing+=("postgresql-$(debian_postgres)-wal2json")
     fi
     [ ${#missing[@]} = 0 ] || install_debian_packages "${missing[@]}"
@@ -164,23 +175,23 @@ JS
     rm -rf "$scratch"
 }
 
-# promtool alone, unpacked from Debian's package: installing it would start a Prometheus.
-need_promtool() {
-    command -v promtool >/dev/null && return
+# One program, unpacked from Debian's package: installing some of them would start a server.
+need_unpacked() {
+    local program="$1" package="$2" path="$3" scratch
+    command -v "$program" >/dev/null && return
     command -v apt-get >/dev/null ||
-        fail "promtool is missing: install Prometheus, which carries it, then run this again"
-    say "fetching promtool"
-    local scratch
+        fail "$program is missing: install $package, which carries it, then run this again"
+    say "fetching $program"
     scratch="$(mktemp -d "$WALRACE_CACHE/fetch.XXXXXX")"
     chmod a+rwx "$scratch" # apt downloads as a user of its own
-    (cd "$scratch" && apt-get -qq download prometheus 2>/dev/null) || {
+    (cd "$scratch" && apt-get -qq download "$package" 2>/dev/null) || {
         as_root apt-get -qq update >/dev/null
-        (cd "$scratch" && apt-get -qq download prometheus) ||
-            fail "apt-get could not download the package prometheus, which carries promtool"
+        (cd "$scratch" && apt-get -qq download "$package") ||
+            fail "apt-get could not download the package $package, which carries $program"
     }
-    dpkg-deb -x "$scratch"/prometheus_*.deb "$scratch/unpacked"
+    dpkg-deb -x "$scratch"/*.deb "$scratch/unpacked"
     mkdir -p "$WALRACE_CACHE/tools/bin"
-    mv "$scratch/unpacked/usr/bin/promtool" "$WALRACE_CACHE/tools/bin/promtool"
+    mv "$scratch/unpacked/$path" "$WALRACE_CACHE/tools/bin/$program"
     rm -rf "$scratch"
 }
 

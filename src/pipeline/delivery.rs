@@ -68,18 +68,23 @@ pub struct Delivery<'a> {
 /// often.
 const RECORD_EVERY: Duration = Duration::from_secs(1);
 
+/// What a target that keeps no progress was given is recorded this often. Each record waits for the
+/// disk, as long as a batch takes; after a crash what was delivered within this time comes again.
+const RECORD_DELIVERED_EVERY: Duration = Duration::from_millis(50);
+
 impl Delivery<'_> {
     /// Waits for changes, and tries parked ones when their time has come; `None` at a stop.
     pub(super) async fn read(&mut self, stop: &CancellationToken) -> Result<Option<Batch>> {
         loop {
             self.retry(stop).await?;
-            let due = self.sink.not_before().unwrap_or_else(Instant::now);
+            let asked = self.sink.not_before();
+            let due = asked.unwrap_or_else(Instant::now);
             let record = self.is_unrecorded().then(|| self.record_at());
             let parked = self.lot.wake().map(|at| due.max(until(at)));
             let batch = tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(None),
-                batch = read_after(due, &mut self.reader, self.cut.limits) => batch?,
+                batch = read_after(asked, &mut self.reader, self.cut.limits) => batch?,
                 () = sleep_until(record.unwrap_or(due)), if record.is_some() => {
                     self.record().await?;
                     continue;
@@ -168,12 +173,21 @@ impl Delivery<'_> {
     }
 
     pub(super) fn is_record_due(&self) -> bool {
-        self.recorded_at.elapsed() >= RECORD_EVERY || self.stats.is_record_wanted()
+        self.recorded_at.elapsed() >= self.record_every() || self.stats.is_record_wanted()
+    }
+
+    fn record_every(&self) -> Duration {
+        if self.is_delivery_unrecorded() { RECORD_DELIVERED_EVERY } else { RECORD_EVERY }
+    }
+
+    /// Whether something that was delivered would be delivered again by who begins anew.
+    pub(super) fn is_delivery_unrecorded(&self) -> bool {
+        !self.sink.capabilities().transactional_progress && self.written > self.stats.recorded()
     }
 
     /// When the progress is written down next: what a sink only has taken waits for its time.
     fn record_at(&self) -> Instant {
-        let regular = self.recorded_at + RECORD_EVERY;
+        let regular = self.recorded_at + self.record_every();
         let only_taken = self.stats.recorded() >= self.progress.cursor;
         self.sink.flush_at().filter(|_| only_taken).map_or(regular, |at| at.max(regular))
     }
@@ -257,7 +271,10 @@ fn until(at: Timestamp) -> Instant {
     Instant::now() + Duration::from_micros(left)
 }
 
-async fn read_after(due: Instant, reader: &mut Reader, limits: Limits) -> Result<Batch> {
-    sleep_until(due).await;
+async fn read_after(due: Option<Instant>, reader: &mut Reader, limits: Limits) -> Result<Batch> {
+    // A sleep lasts to the next millisecond, also one until now.
+    if let Some(due) = due.filter(|due| *due > Instant::now()) {
+        sleep_until(due).await;
+    }
     reader.next(limits).await
 }

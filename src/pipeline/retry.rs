@@ -31,7 +31,7 @@ impl Delivery<'_> {
             if due.is_empty() {
                 return Ok(());
             }
-            if self.taken.is_some() {
+            if self.taken.is_some() || self.is_delivery_unrecorded() {
                 self.record_and(true).await?;
             }
             if self.taken.is_some() && self.sink.capabilities().atomic {

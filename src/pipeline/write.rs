@@ -15,11 +15,16 @@ use crate::{
 
 impl Delivery<'_> {
     /// Writes a run. Progress that passes what was parked is written down at once, also where the
-    /// rest of the run failed: it would be refused again, and counted as new.
+    /// rest of the run failed: it would be refused again, and counted as new. After a failure so is
+    /// what was delivered, which would come again.
     pub(super) async fn write(&mut self, run: Run, cursor: u64) -> Result<()> {
         self.parked_now = false;
         let written = self.write_runs(run, cursor).await;
-        let due = self.parked_now || written.is_ok() && self.is_record_due();
+        let due = match &written {
+            Ok(()) => self.is_record_due(),
+            Err(_) => self.is_delivery_unrecorded(),
+        };
+        let due = due || self.parked_now;
         let recorded = if due { self.record().await } else { Ok(()) };
         written.and(recorded)
     }
@@ -37,9 +42,9 @@ impl Delivery<'_> {
             }
             let progress = Progress { cursor: end, ..self.progress };
             match self.sink.write(&run.batch, &progress).await {
-                Ok(Written::All) => self.pass(&run.batch, end, None).await?,
+                Ok(Written::All) => self.pass(&run.batch, end, None),
                 Ok(Written::Until(durable)) => {
-                    self.pass(&run.batch, durable, Some(end).filter(|end| *end > durable)).await?;
+                    self.pass(&run.batch, durable, Some(end).filter(|end| *end > durable));
                 }
                 Ok(Written::Each(outcomes)) => {
                     let rest = self.sort(run, outcomes, end).await?;
@@ -124,7 +129,7 @@ impl Delivery<'_> {
             }
         }
         let open = rest.batch.changes.first().map(|change| change.offset);
-        self.pass(&delivered, open.unwrap_or(end), None).await?;
+        self.pass(&delivered, open.unwrap_or(end), None);
         if rest.len() == units {
             return Err(Error::retry(format!(
                 "sink {} did not say what became of {units} changes",
@@ -136,15 +141,11 @@ impl Delivery<'_> {
 
     /// Counts a delivered run and moves the progress to `cursor`; what is `taken` beyond it is not
     /// durable yet.
-    async fn pass(&mut self, batch: &Batch, cursor: u64, taken: Option<u64>) -> Result<()> {
+    fn pass(&mut self, batch: &Batch, cursor: u64, taken: Option<u64>) {
         self.progress.cursor = cursor.max(self.progress.cursor);
         self.taken = taken;
         self.written = self.progress.cursor;
         self.stats.delivered(batch, self.progress.cursor);
-        if self.sink.capabilities().transactional_progress || taken.is_some() {
-            return Ok(());
-        }
-        self.record().await
     }
 }
 

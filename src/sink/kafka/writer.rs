@@ -30,6 +30,10 @@ use crate::{
 /// How long one look for deliveries waits: it is part of every write.
 const POLL: Duration = Duration::from_millis(1);
 
+/// After a commit the brokers still end the transaction in each partition. One that begins meanwhile
+/// is refused, and librdkafka asks again only after 20 ms.
+const ENDING: Duration = Duration::from_millis(5);
+
 /// The counts of partitions are compared this often.
 const COMPARE_EVERY: Duration = Duration::from_secs(60);
 
@@ -52,6 +56,7 @@ struct Open {
     producer: Producer,
     topics: Topics,
     compared_at: Instant,
+    committed_at: Option<Instant>,
     stored: Option<Progress>,
 }
 
@@ -95,7 +100,9 @@ impl Writer {
         let progress = stored.as_ref().map(|stored| stored.progress);
         self.seen.extend(stored.map(|stored| stored.partitions).unwrap_or_default());
         topics.compare(&mut self.seen, &self.rules)?;
-        self.open = Some(Open { producer, topics, compared_at: Instant::now(), stored: progress });
+        let compared_at = Instant::now();
+        self.open =
+            Some(Open { producer, topics, compared_at, committed_at: None, stored: progress });
         Ok(progress)
     }
 
@@ -220,6 +227,22 @@ impl Writer {
 
     /// One transaction with the messages and the progress.
     fn commit(
+        &self,
+        open: &mut Open,
+        messages: Outgoing,
+        progress: Progress,
+        call: &Call,
+    ) -> Result<()> {
+        let ending = open.committed_at.map(|at| ENDING.saturating_sub(at.elapsed()));
+        if let Some(left) = ending.filter(|left| !left.is_zero()) {
+            open.producer.poll(left);
+        }
+        self.commit_now(open, messages, progress, call)?;
+        open.committed_at = Some(Instant::now());
+        Ok(())
+    }
+
+    fn commit_now(
         &self,
         open: &Open,
         messages: Outgoing,

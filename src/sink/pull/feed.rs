@@ -53,8 +53,8 @@ pub(super) struct Lease {
 pub(super) struct Unsaved {
     /// `None`: nothing is to be remembered of it any more.
     pub(super) leases: BTreeMap<Place, Option<Lease>>,
-    /// Acknowledged: from an offset, to the one after the last.
-    pub(super) ranges: Vec<(u64, u64)>,
+    /// Acknowledged, with what they touch of those that the store has.
+    pub(super) ranges: Ranges,
 }
 
 impl Unsaved {
@@ -254,8 +254,8 @@ impl Feed {
         let from = previous.map_or(place.offset, |(previous, _)| previous.offset + 1);
         let to = next.map_or(self.high, |(next, _)| next.offset).max(place.offset + 1);
         if previous.is_some() {
-            let merged = self.done.insert(from, to);
-            self.unsaved.ranges.push(merged);
+            let (from, to) = self.done.insert(from, to);
+            self.unsaved.ranges.insert(from, to);
         }
     }
 

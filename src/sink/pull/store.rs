@@ -147,15 +147,15 @@ impl Store {
         let save = async {
             let mut transaction = self.pool.begin().await?;
             save_leases(&mut transaction, unsaved).await?;
-            for (from, to) in &unsaved.ranges {
+            for (from, to) in unsaved.ranges.iter() {
                 sqlx::query("DELETE FROM acked WHERE from_offset >= ? AND from_offset < ?")
-                    .bind(integer(*from))
-                    .bind(integer(*to))
+                    .bind(integer(from))
+                    .bind(integer(to))
                     .execute(&mut *transaction)
                     .await?;
                 sqlx::query("INSERT INTO acked (from_offset, to_offset) VALUES (?, ?)")
-                    .bind(integer(*from))
-                    .bind(integer(*to))
+                    .bind(integer(from))
+                    .bind(integer(to))
                     .execute(&mut *transaction)
                     .await?;
             }

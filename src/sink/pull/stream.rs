@@ -197,6 +197,10 @@ pub struct Pulled {
 }
 
 /// The consumers' end of an `http_pull` sink. Cheap to clone.
+///
+/// What a request changes in memory it saves in a second turn of the lock. Requests that wait
+/// meanwhile have their first turn before it, so that one write to the disk serves them all: whose
+/// turn comes later finds nothing unsaved, unless that write failed.
 #[derive(Clone, Debug)]
 pub struct Stream(Arc<Shared>);
 
@@ -235,19 +239,24 @@ impl Stream {
 
     /// What can be had now, and when more may be because a lease ends.
     async fn take(&self, max: usize) -> Result<(Vec<Pulled>, Option<Instant>)> {
-        let mut state = self.0.state.lock().await;
-        let Some(open) = state.as_mut() else { return Ok((Vec::new(), None)) };
-        let messages = open.feed.take(max, open.lease);
+        let (messages, release) = {
+            let mut state = self.0.state.lock().await;
+            let Some(open) = state.as_mut() else { return Ok((Vec::new(), None)) };
+            (open.feed.take(max, open.lease), open.feed.next_release())
+        };
         if !messages.is_empty() {
             failpoint::reach("pull::before_lease");
-            if let Err(error) = open.save().await {
+            let mut state = self.0.state.lock().await;
+            if let Some(open) = state.as_mut()
+                && let Err(error) = open.save().await
+            {
                 messages.iter().for_each(|(id, _)| open.feed.nack(id));
                 return Err(error);
             }
             failpoint::reach("pull::after_lease");
         }
         let pulled = |(ack_id, body)| Pulled { ack_id, body };
-        Ok((messages.into_iter().map(pulled).collect(), open.feed.next_release()))
+        Ok((messages.into_iter().map(pulled).collect(), release))
     }
 
     /// Is done with these messages for good. Unknown ids, and those that are done, are nothing new.
@@ -261,14 +270,14 @@ impl Stream {
     }
 
     async fn settle(&self, ids: &[Uuid], of_one: fn(&mut Feed, &Uuid)) -> Result<()> {
-        let mut state = self.open().await?;
-        if let Some(open) = state.as_mut() {
+        if let Some(open) = self.open().await?.as_mut() {
             ids.iter().for_each(|id| of_one(&mut open.feed, id));
-            failpoint::reach("pull::before_ack");
-            open.save().await?;
-            failpoint::reach("pull::after_ack");
         }
-        drop(state);
+        failpoint::reach("pull::before_ack");
+        if let Some(open) = self.0.state.lock().await.as_mut() {
+            open.save().await?;
+        }
+        failpoint::reach("pull::after_ack");
         self.0.arrived.notify_waiters();
         self.0.acked.notify_waiters();
         Ok(())

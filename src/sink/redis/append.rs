@@ -61,20 +61,22 @@ fn progress_key(key: Option<&String>, name: &str) -> String {
 /// The stream's part of the script: it wants MAXLEN (0 for none), and values that are names and
 /// values by turns.
 const STREAM: &str = r"
-local maxlen, added, at = ARGV[4], {}, 5
+local maxlen, keys, ids, at = ARGV[4], {}, {}, 5
 while at <= #ARGV do
-    local key, count = KEYS[tonumber(ARGV[at])], tonumber(ARGV[at + 1])
-    local entry = {'XADD', key, '*'}
-    if maxlen ~= '0' then entry = {'XADD', key, 'MAXLEN', '~', maxlen, '*'} end
-    for i = at + 2, at + 1 + count do entry[#entry + 1] = ARGV[i] end
-    local id = redis.pcall(unpack(entry))
+    local key, last, id = KEYS[tonumber(ARGV[at])], at + 1 + ARGV[at + 1]
+    -- Unpacked in the call: to build a table for each entry takes a fifth more time.
+    if maxlen == '0' then
+        id = redis.pcall('XADD', key, '*', unpack(ARGV, at + 2, last))
+    else
+        id = redis.pcall('XADD', key, 'MAXLEN', '~', maxlen, '*', unpack(ARGV, at + 2, last))
+    end
     if type(id) == 'table' then
         -- Redis takes nothing back by itself, and nobody has seen these yet.
-        for _, one in ipairs(added) do redis.call('XDEL', one[1], one[2]) end
+        for i, one in ipairs(ids) do redis.call('XDEL', keys[i], one) end
         return id
     end
-    added[#added + 1] = {key, id}
-    at = at + 2 + count
+    keys[#keys + 1], ids[#ids + 1] = key, id
+    at = last + 1
 end
 ";
 
