@@ -18,6 +18,8 @@ mod stream;
 mod strings;
 mod target;
 
+pub(crate) use target::{PubsubTarget, StreamTarget, StringTarget};
+
 /// A sink of `kind` with further options, open.
 async fn opened(redis: &Redis, kind: &str, options: Json) -> Box<dyn Sink> {
     let mut sink = open(config(redis, kind, options)).unwrap();
