@@ -62,6 +62,11 @@ bench-sinks: install-test ## sinks beside their targets' own loaders (BENCH='--o
 	cargo build --release --locked
 	$(TOOLS) python3 bench/sinks.py $(BENCH)
 
+.PHONY: bench-crowd
+bench-crowd: install-test ## nine healthy sinks beside three bad ones, 5,000 changes a second
+	cargo build --release --locked
+	$(TOOLS) python3 bench/crowd.py $(BENCH)
+
 .PHONY: fmt
 fmt: ## format the code
 	cargo fmt

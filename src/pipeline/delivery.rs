@@ -60,6 +60,10 @@ pub struct Delivery<'a> {
     pub taken: Option<u64>,
     /// Something was parked by the write that is under way.
     pub parked_now: bool,
+    /// The write that is under way moved the progress, which no target keeps.
+    pub moved_now: bool,
+    /// Refused changes that are tried again in one write.
+    pub together: usize,
     /// Whether the last change that was read leaves its transaction open.
     pub inside_transaction: bool,
 }
@@ -186,7 +190,7 @@ impl Delivery<'_> {
     }
 
     /// Makes the progress durable in the catalog, and before that at a target that keeps its own.
-    /// What the target only has taken is flushed when its time has come.
+    /// What the target only has taken is flushed when its time has come. What was parked comes first.
     pub(super) async fn record(&mut self) -> Result<()> {
         let flush = self.sink.flush_at().is_none_or(|at| at <= Instant::now());
         self.record_and(flush).await
@@ -194,6 +198,7 @@ impl Delivery<'_> {
 
     /// As `record`; with `flush` whatever the target has taken becomes durable now.
     pub(super) async fn record_and(&mut self, flush: bool) -> Result<()> {
+        self.save_parked().await?;
         if !self.is_unrecorded() {
             return Ok(());
         }
@@ -236,6 +241,18 @@ impl Delivery<'_> {
     pub(super) async fn close(&mut self) -> Result<()> {
         self.record_and(true).await?;
         self.sink.close().await
+    }
+
+    /// Makes durable what was parked.
+    pub(super) async fn save_parked(&mut self) -> Result<()> {
+        if self.lot.is_saved() {
+            return Ok(());
+        }
+        failpoint::reach("deliver::before_park");
+        self.lot.save().await?;
+        failpoint::reach("deliver::after_park");
+        self.show_lot();
+        Ok(())
     }
 
     /// Tells people how full the lot is.

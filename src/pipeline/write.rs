@@ -8,18 +8,18 @@ use super::{
 use crate::{
     change::{Batch, Change},
     error::{Class, Error, Result},
-    failpoint,
     parking::Why,
     sink::{Outcome, Progress, Written},
 };
 
 impl Delivery<'_> {
-    /// Writes a run. Progress that passes what was parked is written down at once, also where the
-    /// rest of the run failed: it would be refused again, and counted as new.
+    /// Writes a run. Progress that no target keeps is written down once, at the end, however often
+    /// the run was halved; so is progress that passes what was parked, also where the rest of the
+    /// run failed: it would be refused again, and counted as new.
     pub(super) async fn write(&mut self, run: Run, cursor: u64) -> Result<()> {
-        self.parked_now = false;
+        (self.parked_now, self.moved_now) = (false, false);
         let written = self.write_runs(run, cursor).await;
-        let due = self.parked_now || written.is_ok() && self.is_record_due();
+        let due = self.parked_now || self.moved_now || written.is_ok() && self.is_record_due();
         let recorded = if due { self.record().await } else { Ok(()) };
         written.and(recorded)
     }
@@ -28,7 +28,7 @@ impl Delivery<'_> {
     async fn write_runs(&mut self, run: Run, cursor: u64) -> Result<()> {
         let mut runs = vec![run];
         while let Some(run) = runs.pop() {
-            let mut run = self.hold_back(run).await?;
+            let mut run = self.hold_back(run)?;
             let next = runs.last().and_then(|run| run.batch.changes.first());
             let end = next.map_or(cursor, |next| next.offset);
             if run.is_empty() {
@@ -36,6 +36,9 @@ impl Delivery<'_> {
                 continue;
             }
             let progress = Progress { cursor: end, ..self.progress };
+            if self.sink.capabilities().transactional_progress {
+                self.save_parked().await?; // before the target's own progress passes it
+            }
             match self.sink.write(&run.batch, &progress).await {
                 Ok(Written::All) => self.pass(&run.batch, end, None).await?,
                 Ok(Written::Until(durable)) => {
@@ -52,7 +55,7 @@ impl Delivery<'_> {
                 }
                 Err(error) if error.class() == Class::Data => {
                     let error = place(error, &run.batch).to_string();
-                    self.refuse(run.into_units(), &error).await?;
+                    self.refuse(run.into_units(), &error)?;
                     self.skip_to(end);
                 }
                 Err(error) => return Err(place(error, &run.batch)),
@@ -62,8 +65,8 @@ impl Delivery<'_> {
     }
 
     /// Parks what has to wait behind a change that an earlier part of the same batch left parked.
-    async fn hold_back(&mut self, run: Run) -> Result<Run> {
-        if self.lot.is_idle() {
+    fn hold_back(&mut self, run: Run) -> Result<Run> {
+        if !self.parked_now {
             return Ok(run);
         }
         let mut kept = Run::default();
@@ -80,25 +83,16 @@ impl Delivery<'_> {
                 _ => kept.push_unit(unit),
             }
         }
-        self.lot.save().await?;
         Ok(kept)
     }
 
-    /// Parks what was refused; durable before any progress passes it.
-    async fn refuse(
-        &mut self,
-        units: Vec<(Option<Change>, Vec<Change>)>,
-        error: &str,
-    ) -> Result<()> {
+    /// Parks what was refused.
+    fn refuse(&mut self, units: Vec<(Option<Change>, Vec<Change>)>, error: &str) -> Result<()> {
         for change in units.into_iter().filter_map(whole) {
             self.lot.park(change, Why::Refused(error.to_owned()))?;
+            self.parked_now = true;
             self.stats.park();
         }
-        self.parked_now = true;
-        failpoint::reach("deliver::before_park");
-        self.lot.save().await?;
-        failpoint::reach("deliver::after_park");
-        self.show_lot();
         Ok(())
     }
 
@@ -119,7 +113,7 @@ impl Delivery<'_> {
                 Outcome::Unknown => rest.push_unit(unit),
                 Outcome::Refused(error) => {
                     let error = place(error, &Batch { changes: unit.1.clone(), position: None });
-                    self.refuse(vec![unit], &error.to_string()).await?;
+                    self.refuse(vec![unit], &error.to_string())?;
                 }
             }
         }
@@ -144,7 +138,8 @@ impl Delivery<'_> {
         if self.sink.capabilities().transactional_progress || taken.is_some() {
             return Ok(());
         }
-        self.record().await
+        self.moved_now = true;
+        if self.is_record_due() { self.record().await } else { Ok(()) }
     }
 }
 

@@ -320,6 +320,8 @@ impl Delivering {
             written: progress.cursor,
             taken: None,
             parked_now: false,
+            moved_now: false,
+            together: 1,
             inside_transaction: false,
         })
     }
