@@ -178,7 +178,7 @@ impl Index {
             if !behind && alive && entry.next_at <= now {
                 let own = usize::try_from(entry.bytes).unwrap_or(usize::MAX);
                 bytes = own.saturating_add(bytes);
-                if due.len() == limits.changes_max || due.len() > 0 && bytes > limits.bytes_max {
+                if due.len() == limits.changes_max || !due.is_empty() && bytes > limits.bytes_max {
                     due.more = true;
                     return (due, Some(now));
                 }
