@@ -193,7 +193,7 @@ class Crowd:
         self.source.sql(TABLE)
         self.hook, self.picky = (stack.enter_context(Receiver(*refused))
                                  for refused in ((), (REFUSED,)))
-        redis = stack.enter_context(Redis(options.folder))
+        redis = begin(stack, Redis(options.folder))
         url = f'url = "redis://127.0.0.1:{redis.port}"\n'
         healthy = {
             "redis_stream": redis.sink(),
@@ -204,7 +204,7 @@ class Crowd:
         servers = {"kafka": Kafka, "nats": Nats, "rabbitmq": RabbitMq, "postgres": Postgres}
         only = options.only.split(",") if options.only else [*healthy, *servers]
         for name in filter(only.__contains__, servers):
-            healthy[name] = stack.enter_context(servers[name](options.folder)).sink()
+            healthy[name] = begin(stack, servers[name](options.folder)).sink()
         healthy = {name: sink for name, sink in healthy.items() if name in only}
         self.healthy = ["lake", *healthy]
         bad = {
@@ -351,6 +351,12 @@ class Crowd:
             if (told, late, rows, versions) != (count, 0, len(last), sum(last.values())):
                 problems.append(f"{name} got something else than was written")
         return problems
+
+
+def begin(stack, server):
+    """Starts a server that is ended even where its start is cut short."""
+    stack.push(server)
+    return server.__enter__()
 
 
 def busy_seconds():
