@@ -22,7 +22,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import measure
-import report
 from latency import percentile
 from postgres import Cluster, free_port
 from run import find_binary
@@ -286,8 +285,7 @@ class Crowd:
         """Prints the figures; gives what does not hold."""
         options, problems = self.options, []
         changes = seen.end
-        print(report.heading(measure.machine(), "a release build", 1))
-        print(f"\n{changes:,} changes in {seen.seconds:.0f} s ({changes / seen.seconds:,.0f}/s), "
+        print(f"{measure.machine()}\n\n{changes:,} changes in {seen.seconds:.0f} s ({changes / seen.seconds:,.0f}/s), "
               f"peak {seen.peak_mib:.0f} MiB, {seen.cpu_seconds / seen.seconds:.2f} cores; the "
               f"whole machine {seen.busy_seconds / seen.seconds:.2f} cores\n")
         print("| sink | max behind, ms | p99, ms | state at the end |\n|---|--:|--:|---|")
