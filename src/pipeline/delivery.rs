@@ -190,7 +190,8 @@ impl Delivery<'_> {
     }
 
     /// Makes the progress durable in the catalog, and before that at a target that keeps its own.
-    /// What the target only has taken is flushed when its time has come. What was parked comes first.
+    /// What the target only has taken is flushed when its time has come; what was parked is durable
+    /// before.
     pub(super) async fn record(&mut self) -> Result<()> {
         let flush = self.sink.flush_at().is_none_or(|at| at <= Instant::now());
         self.record_and(flush).await

@@ -77,7 +77,7 @@ impl Delivery<'_> {
         Ok(())
     }
 
-    /// Tries these changes again, in their order; whether the target never refused a run as a whole.
+    /// Tries these changes again, in their order; whether the target refused no run as a whole.
     async fn retry_run(&mut self, due: &[u64]) -> Result<bool> {
         let changes = self.lot.load(due).await?;
         let mut answered = true;
