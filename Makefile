@@ -63,6 +63,11 @@ bench-sinks: ## the part about sinks alone (BENCH='--only redis_stream')
 	cargo build --release --locked
 	$(TOOLS) python3 bench/sinks.py $(BENCH)
 
+.PHONY: bench-crowd
+bench-crowd: install-test ## nine healthy sinks beside three bad ones, 5,000 changes a second
+	cargo build --release --locked
+	$(TOOLS) python3 bench/crowd.py $(BENCH)
+
 .PHONY: fmt
 fmt: ## format the code
 	cargo fmt

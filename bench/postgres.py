@@ -73,8 +73,9 @@ class Cluster:
         raise SystemExit((self.folder / "postgres.log").read_text())
 
     def __exit__(self, *_):
-        self.postmaster.send_signal(signal.SIGQUIT)
-        self.postmaster.wait()
+        if self.postmaster:
+            self.postmaster.send_signal(signal.SIGQUIT)
+            self.postmaster.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def command(self, program, *arguments):

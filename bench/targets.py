@@ -1,5 +1,8 @@
 """The targets of the sink benchmark: each with its server, its sink, and its own fastest loader."""
 
+import base64
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -40,10 +43,10 @@ class Server:
         self.port = free_port()
         self.child = None
 
-    def start(self, words, ready):
+    def start(self, words, ready, environment=None):
         log = open(self.folder / "server.log", "w")
         self.child = subprocess.Popen(words, stdout=log, stderr=log, cwd=self.folder,
-                                      start_new_session=True)
+                                      env=environment, start_new_session=True)
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             if ready():
@@ -176,3 +179,88 @@ class Postgres:
             subprocess.run(self.cluster.client("psql", "-X", "-q", "-c", "copy loader from stdin"),
                            check=True, stdin=rows)
         return count / (time.monotonic() - began)
+
+
+class Nats(Server):
+    """JetStream on disk; the sink creates the stream."""
+
+    def __enter__(self):
+        (self.folder / "nats.conf").write_text(
+            f'listen: "127.0.0.1:{self.port}"\nserver_name: bench\n'
+            'jetstream { store_dir: "store" }\n')
+        log = self.folder / "server.log"
+        self.start(["nats-server", "-c", "nats.conf"], lambda: "is ready" in log.read_text())
+        return self
+
+    def sink(self):
+        return (f'kind = "nats"\nurl = "nats://127.0.0.1:{self.port}"\nstream = "CHANGES"\n'
+                'create_stream = true\n')
+
+
+class RabbitMq(Server):
+    """A durable queue behind a topic exchange, with the last 100,000 messages."""
+
+    program = "/usr/lib/rabbitmq/bin/rabbitmq-server"
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        self.mapper = None
+
+    def __enter__(self):
+        (self.folder / "home").mkdir()
+        (self.folder / "plugins").write_text("[].")
+        (self.folder / "definitions.json").write_text(json.dumps(self.definitions()))
+        (self.folder / "rabbitmq.conf").write_text(
+            f"load_definitions = {self.folder}/definitions.json\n"
+            "log.console = true\nlog.file = false\n")
+        mapper_port = free_port()
+        # Erlang would start one that outlives everything.
+        self.mapper = subprocess.Popen(["epmd", "-port", str(mapper_port), "-address", "127.0.0.1"],
+                                       cwd="/", stdout=subprocess.DEVNULL,
+                                       stderr=subprocess.DEVNULL, start_new_session=True)
+        folder, log = self.folder, self.folder / "server.log"
+        environment = {
+            "PATH": os.environ["PATH"], "HOME": f"{folder}/home",
+            "RABBITMQ_NODENAME": f"walrace-{self.port}@localhost",
+            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1", "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_DIST_PORT": str(free_port()), "ERL_EPMD_PORT": str(mapper_port),
+            "ERL_EPMD_ADDRESS": "127.0.0.1", "RABBITMQ_MNESIA_BASE": f"{folder}/data",
+            "RABBITMQ_LOG_BASE": f"{folder}/log", "RABBITMQ_CONFIG_FILE": f"{folder}/rabbitmq",
+            "RABBITMQ_CONF_ENV_FILE": f"{folder}/no-environment",
+            "RABBITMQ_ENABLED_PLUGINS_FILE": f"{folder}/plugins",
+            "RABBITMQ_PID_FILE": f"{folder}/node",
+            # As under systemd: the script becomes the node, whose process id is then the child's.
+            "NOTIFY_SOCKET": f"{folder}/nobody",
+        }
+        self.start([self.program], lambda: "Server startup complete" in log.read_text(),
+                   environment)
+        return self
+
+    def definitions(self):
+        """A user, the exchange, and the queue that gets everything."""
+        salt = os.urandom(4)
+        digest = hashlib.sha256(salt + b"bench").digest()
+        own = {"vhost": "/", "durable": True, "auto_delete": False}
+        return {
+            "users": [{"name": "bench", "tags": "administrator",
+                       "hashing_algorithm": "rabbit_password_hashing_sha256",
+                       "password_hash": base64.b64encode(salt + digest).decode()}],
+            "vhosts": [{"name": "/"}],
+            "permissions": [{"user": "bench", "vhost": "/", "configure": ".*", "write": ".*",
+                             "read": ".*"}],
+            "exchanges": [{**own, "name": "changes", "type": "topic", "internal": False,
+                           "arguments": {}}],
+            "queues": [{**own, "name": "all", "arguments": {"x-max-length": 100000}}],
+            "bindings": [{"source": "changes", "vhost": "/", "destination": "all",
+                          "destination_type": "queue", "routing_key": "#", "arguments": {}}],
+        }
+
+    def sink(self):
+        return (f'kind = "rabbitmq"\nurl = "amqp://bench:bench@127.0.0.1:{self.port}"\n'
+                'exchange = "changes"\n')
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        if self.mapper:
+            self.mapper.kill()
+            self.mapper.wait()

@@ -3,7 +3,10 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use crate::change::{Key, Keys, Room, Timestamp};
+use crate::{
+    change::{Key, Keys, Room, Timestamp},
+    journal::Limits,
+};
 
 /// Whether a parked change is still tried by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +39,28 @@ pub(super) struct Index {
     released: HashMap<Room, Vec<u64>>,
     dead: usize,
     bytes: u64,
+}
+
+/// The changes whose turn it is, each list in their order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Due {
+    /// Those that were never tried: what they waited behind is gone, or goes with them.
+    pub fresh: Vec<u64>,
+    /// Those that were refused before; no two of them share a key, nor one with a fresh one.
+    pub refused: Vec<u64>,
+    /// Whether there are more than fit.
+    pub more: bool,
+}
+
+impl Due {
+    fn len(&self) -> usize {
+        self.fresh.len() + self.refused.len()
+    }
+
+    /// Whether it is nobody's turn.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 /// How many entries hold each key of one table.
@@ -141,23 +166,31 @@ impl Index {
         self.forget_released(room, offset);
     }
 
-    /// The changes that may be tried now, in their order, `max` at most, and when to look again.
-    /// A change is tried when every earlier one that shares a key with it is, too: the first of a
-    /// key when its time has come, those behind it at once.
-    pub(super) fn due(&self, now: Timestamp, max: usize) -> (Vec<u64>, Option<Timestamp>) {
-        let (mut due, mut next) = (Vec::new(), None);
-        let mut waiting = Waiting::default();
+    /// The changes that may be tried now, in their order, `limits` at most, and when to look again.
+    /// The first of a key is tried when its time has come, and alone where it was refused before:
+    /// most likely it is again. Those that were never tried go together, behind each other.
+    pub(super) fn due(&self, now: Timestamp, limits: Limits) -> (Due, Option<Timestamp>) {
+        let (mut due, mut next) = (Due::default(), None);
+        let (mut waiting, mut taken, mut bytes) = (Waiting::default(), Waiting::default(), 0);
         for (&offset, entry) in &self.entries {
             let behind = waiting.meets(&entry.keys);
             let alive = entry.state == State::Parked;
             if !behind && alive && entry.next_at <= now {
-                if due.len() == max {
+                let own = usize::try_from(entry.bytes).unwrap_or(usize::MAX);
+                bytes = own.saturating_add(bytes);
+                if due.len() == limits.changes_max || !due.is_empty() && bytes > limits.bytes_max {
+                    due.more = true;
                     return (due, Some(now));
                 }
-                due.push(offset);
-                continue;
-            }
-            if !behind && alive {
+                if entry.attempts == 0 {
+                    due.fresh.push(offset);
+                    taken.insert(&entry.keys);
+                    continue;
+                }
+                if !taken.meets(&entry.keys) {
+                    due.refused.push(offset);
+                }
+            } else if !behind && alive {
                 next = Some(next.map_or(entry.next_at, |at: Timestamp| at.min(entry.next_at)));
             }
             if alive || entry.holds {
@@ -211,6 +244,13 @@ mod tests {
         Keys { room: 1, rows: rows.to_vec() }
     }
 
+    /// The fresh and the refused ones that are due, `max` at most, and when to look again.
+    fn due(index: &Index, now: i64, max: usize) -> (Vec<u64>, Vec<u64>, Option<i64>) {
+        let limits = Limits { changes_max: max, bytes_max: usize::MAX };
+        let (due, next) = index.due(Timestamp(now), limits);
+        (due.fresh, due.refused, next.map(|at| at.0))
+    }
+
     #[test]
     fn what_shares_a_key_waits_and_what_does_not_passes() {
         let mut index = Index::default();
@@ -227,18 +267,27 @@ mod tests {
     }
 
     #[test]
-    fn the_first_of_a_key_is_tried_at_its_time_and_takes_along_what_waits_behind_it() {
+    fn what_was_refused_is_tried_alone_at_its_time_and_what_waits_behind_it_once_it_is_gone() {
+        let fresh = |rows: &[Key]| Entry { attempts: 0, ..entry(rows, State::Parked, 0) };
         let mut index = Index::default();
         index.insert(1, entry(&[1], State::Parked, 10));
-        index.insert(2, entry(&[1], State::Parked, 0)); // waits behind 1
+        index.insert(2, fresh(&[1])); // waits behind 1
         index.insert(3, entry(&[2], State::Dead, 0));
-        index.insert(4, entry(&[2, 3], State::Parked, 0)); // behind a dead letter
-        index.insert(5, entry(&[3], State::Parked, 0)); // behind 4
+        index.insert(4, fresh(&[2, 3])); // behind a dead letter
+        index.insert(5, fresh(&[3])); // behind 4
         index.insert(6, entry(&[4], State::Parked, 7));
-        assert_eq!(index.due(Timestamp(5), 9), (vec![], Some(Timestamp(7))));
-        assert_eq!(index.due(Timestamp(9), 9), (vec![6], Some(Timestamp(10))));
-        assert_eq!(index.due(Timestamp(10), 9), (vec![1, 2, 6], None));
-        assert_eq!(index.due(Timestamp(10), 2), (vec![1, 2], Some(Timestamp(10))));
+        index.insert(7, fresh(&[1]));
+        assert_eq!(due(&index, 5, 9), (vec![], vec![], Some(7)));
+        assert_eq!(due(&index, 9, 9), (vec![], vec![6], Some(10)));
+        assert_eq!(due(&index, 10, 9), (vec![], vec![1, 6], None));
+        index.remove(1);
+        assert_eq!(due(&index, 10, 9), (vec![2, 7], vec![6], None));
+        assert_eq!(due(&index, 10, 2), (vec![2], vec![6], Some(10)));
+        index.insert(8, entry(&[1], State::Parked, 0));
+        assert_eq!(due(&index, 10, 9), (vec![2, 7], vec![6], None), "8 is behind what goes now");
+        index.remove(2);
+        index.remove(7);
+        assert_eq!(due(&index, 10, 9), (vec![], vec![6, 8], None));
     }
 
     #[test]

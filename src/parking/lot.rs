@@ -1,19 +1,24 @@
 //! The parking lot of one sink, as its loop uses it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use sqlx::Row;
+use sqlx::{Row, sqlite::SqliteConnection};
 
 use super::{
     Parking, failed,
-    index::{Entry, Index, State},
+    index::{Due, Entry, Index, State},
     stored,
 };
 use crate::{
     change::{Change, Key, Keys, Timestamp},
     error::{Error, Result},
+    journal::Limits,
     sqlite::{integer, unsigned},
 };
+
+/// A look at what is due takes longer the more is parked: no more than one part in so many of the
+/// time goes into looks that find little.
+const LOOKS: u32 = 10;
 
 /// An alarm sounds at this part of a limit, in percent.
 const ALARM: u64 = 80;
@@ -58,6 +63,7 @@ pub struct Lot {
     index: Index,
     unsaved: Vec<Parked>,
     passed: Vec<(u64, u64)>,
+    refused: Vec<Refused>,
     /// When something may be due; `None`: nothing will be, by itself.
     wake: Option<Timestamp>,
 }
@@ -66,6 +72,17 @@ pub struct Lot {
 struct Parked {
     change: Change,
     keys: Keys,
+    state: State,
+    attempts: u32,
+    error: String,
+    at: Timestamp,
+    next_at: Timestamp,
+}
+
+/// Another refusal of a parked change.
+#[derive(Debug)]
+struct Refused {
+    offset: u64,
     state: State,
     attempts: u32,
     error: String,
@@ -113,6 +130,7 @@ impl Lot {
             index,
             unsaved: Vec::new(),
             passed: Vec::new(),
+            refused: Vec::new(),
             wake: Some(Timestamp(0)),
         })
     }
@@ -198,9 +216,14 @@ impl Lot {
         )))
     }
 
-    /// Makes durable what was parked and passed.
+    /// Whether everything is durable.
+    pub fn is_saved(&self) -> bool {
+        self.unsaved.is_empty() && self.passed.is_empty() && self.refused.is_empty()
+    }
+
+    /// Makes durable what was parked, passed and refused again.
     pub async fn save(&mut self) -> Result<()> {
-        if self.unsaved.is_empty() && self.passed.is_empty() {
+        if self.is_saved() {
             return Ok(());
         }
         let failed = |error| failed("park changes of", &self.sink, error);
@@ -242,9 +265,13 @@ impl Lot {
                 .await
                 .map_err(failed)?;
         }
+        for refused in &self.refused {
+            refused.save(&self.sink, &mut transaction).await.map_err(failed)?;
+        }
         transaction.commit().await.map_err(failed)?;
         self.unsaved.clear();
         self.passed.clear();
+        self.refused.clear();
         Ok(())
     }
 
@@ -262,14 +289,20 @@ impl Lot {
         self.wake = Some(after(Timestamp::now(), wait));
     }
 
-    /// The offsets of the changes whose turn it is, in their order, `max` at most.
-    pub fn due(&mut self, max: usize) -> Vec<u64> {
+    /// The offsets of the changes whose turn it is, `limits` at most.
+    pub fn due(&mut self, limits: Limits) -> Due {
         let now = Timestamp::now();
         if self.wake.is_none_or(|wake| wake > now) {
-            return Vec::new();
+            return Due::default();
         }
-        let (due, next) = self.index.due(now, max);
-        self.wake = if due.is_empty() { next } else { Some(now) };
+        let began = Instant::now();
+        let (due, next) = self.index.due(now, limits);
+        let rested = after(now, began.elapsed() * LOOKS);
+        self.wake = match due.is_empty() {
+            _ if due.more => Some(now),
+            true => next.map(|next| next.max(rested)),
+            false => Some(rested), // who knows what becomes of them
+        };
         due
     }
 
@@ -338,10 +371,10 @@ impl Lot {
 
     /// The change at `offset` was refused again, or a rule failed on it: it waits longer, or is a
     /// dead letter.
-    pub async fn refused(&mut self, offset: u64, why: Why) -> Result<()> {
-        let Some(entry) = self.index.get(offset).cloned() else { return Ok(()) };
+    pub fn refused(&mut self, offset: u64, why: Why) {
+        let Some(entry) = self.index.get(offset).cloned() else { return };
         let (attempts, dead, error) = match why {
-            Why::Behind => return Ok(()),
+            Why::Behind => return,
             Why::Failed(error) | Why::Skipped(error) => (entry.attempts + 1, true, error),
             Why::Refused(error) => {
                 (entry.attempts + 1, entry.attempts + 1 >= self.policy.attempts_max, error)
@@ -350,31 +383,36 @@ impl Lot {
         let now = Timestamp::now();
         let next_at = after(now, self.wait(attempts));
         let state = if dead { State::Dead } else { State::Parked };
-        sqlx::query(
-            "UPDATE parked SET state = ?, attempts = ?, error = ?, last_at = ?, next_at = ?,
-                 retry_seq = NULL
-             WHERE sink = ? AND offset = ?",
-        )
-        .bind(state.word())
-        .bind(attempts)
-        .bind(&error)
-        .bind(now.0)
-        .bind(next_at.0)
-        .bind(&self.sink)
-        .bind(integer(offset))
-        .execute(&self.parking.pool)
-        .await
-        .map_err(|error| failed("write down a refusal of", &self.sink, error))?;
+        self.refused.push(Refused { offset, state, attempts, error, at: now, next_at });
         let released = dead && !self.policy.hold;
         let holds = entry.holds && !released;
         self.index.insert(offset, Entry { state, attempts, next_at, holds, ..entry });
         self.wake_at(if released { now } else { next_at });
-        Ok(())
     }
 
     fn wait(&self, attempts: u32) -> Duration {
         let doubled = self.policy.wait_min.saturating_mul(1 << attempts.saturating_sub(1).min(20));
         doubled.min(self.policy.wait_max)
+    }
+}
+
+impl Refused {
+    async fn save(&self, sink: &str, connection: &mut SqliteConnection) -> sqlx::Result<()> {
+        sqlx::query(
+            "UPDATE parked SET state = ?, attempts = ?, error = ?, last_at = ?, next_at = ?,
+                 retry_seq = NULL
+             WHERE sink = ? AND offset = ?",
+        )
+        .bind(self.state.word())
+        .bind(self.attempts)
+        .bind(&self.error)
+        .bind(self.at.0)
+        .bind(self.next_at.0)
+        .bind(sink)
+        .bind(integer(self.offset))
+        .execute(connection)
+        .await
+        .map(|_| ())
     }
 }
 

@@ -22,7 +22,7 @@ use std::path::Path;
 use sqlx::{Row, sqlite::SqlitePool};
 
 pub use self::{
-    index::State,
+    index::{Due, State},
     letter::{Letter, Place, Query},
     lot::{Lot, Policy, Why},
 };

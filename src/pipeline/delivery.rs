@@ -60,6 +60,8 @@ pub struct Delivery<'a> {
     pub taken: Option<u64>,
     /// Something was parked by the write that is under way.
     pub parked_now: bool,
+    /// Refused changes that are tried again in one write.
+    pub together: usize,
     /// Whether the last change that was read leaves its transaction open.
     pub inside_transaction: bool,
 }
@@ -200,7 +202,8 @@ impl Delivery<'_> {
     }
 
     /// Makes the progress durable in the catalog, and before that at a target that keeps its own.
-    /// What the target only has taken is flushed when its time has come.
+    /// What the target only has taken is flushed when its time has come; what was parked is durable
+    /// before.
     pub(super) async fn record(&mut self) -> Result<()> {
         let flush = self.sink.flush_at().is_none_or(|at| at <= Instant::now());
         self.record_and(flush).await
@@ -208,6 +211,7 @@ impl Delivery<'_> {
 
     /// As `record`; with `flush` whatever the target has taken becomes durable now.
     pub(super) async fn record_and(&mut self, flush: bool) -> Result<()> {
+        self.save_parked().await?;
         if !self.is_unrecorded() {
             return Ok(());
         }
@@ -250,6 +254,18 @@ impl Delivery<'_> {
     pub(super) async fn close(&mut self) -> Result<()> {
         self.record_and(true).await?;
         self.sink.close().await
+    }
+
+    /// Makes durable what was parked.
+    pub(super) async fn save_parked(&mut self) -> Result<()> {
+        if self.lot.is_saved() {
+            return Ok(());
+        }
+        failpoint::reach("deliver::before_park");
+        self.lot.save().await?;
+        failpoint::reach("deliver::after_park");
+        self.show_lot();
+        Ok(())
     }
 
     /// Tells people how full the lot is.

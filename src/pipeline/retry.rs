@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -13,21 +14,32 @@ use crate::{
     change::{Batch, Change, Keys},
     error::{Class, Error, Result},
     failpoint,
-    parking::Why,
+    journal::Limits,
+    parking::{Due, Why},
     sink::{Outcome, Written},
 };
 
-/// Parked changes that are tried at one time.
-const RETRIES_MAX: usize = 100;
+/// Parked changes that are taken up at one time, within the limits of a batch.
+const RETRIES_MAX: usize = 500;
+
+/// Refused changes that are tried again in one write at most.
+const TOGETHER_MAX: usize = 100;
+
+/// Retries and what comes new take turns: however many are due, the target is asked for so long,
+/// and then what comes new has as long.
+const TURN: Duration = Duration::from_millis(100);
 
 /// What is due within a transaction that the target has open is looked at again after this.
 const PUT_OFF: Duration = Duration::from_millis(100);
 
 impl Delivery<'_> {
-    /// Tries every parked change whose time has come, until there is none or a stop.
+    /// Tries the parked changes whose time has come, until there is none, this turn is over, or a
+    /// stop.
     pub(super) async fn retry(&mut self, stop: &CancellationToken) -> Result<()> {
+        let end = Instant::now() + TURN;
+        let changes_max = self.cut.limits.changes_max.min(RETRIES_MAX);
         while !stop.is_cancelled() {
-            let due = self.lot.due(RETRIES_MAX);
+            let due = self.lot.due(Limits { changes_max, ..self.cut.limits });
             if due.is_empty() {
                 return Ok(());
             }
@@ -38,14 +50,37 @@ impl Delivery<'_> {
                 self.lot.put_off(PUT_OFF); // within a transaction, whose end comes first
                 return Ok(());
             }
-            self.retry_these(due).await?;
+            let tried = self.retry_these(&due, end).await;
+            let saved = self.lot.save().await;
             self.show_lot();
+            tried.and(saved)?;
+            if Instant::now() >= end {
+                self.lot.put_off(TURN);
+                return Ok(());
+            }
         }
         Ok(())
     }
 
-    async fn retry_these(&mut self, due: Vec<u64>) -> Result<()> {
-        let changes = self.lot.load(&due).await?;
+    /// What was refused is most likely refused again, and alone costs one write: only where the
+    /// target takes one after the other, or answers for each, do more go together.
+    async fn retry_these(&mut self, due: &Due, end: Instant) -> Result<()> {
+        self.retry_run(&due.fresh).await?;
+        let mut rest = due.refused.as_slice();
+        while let Some((run, later)) = rest.split_at_checked(self.together.min(rest.len()))
+            && !run.is_empty()
+        {
+            let answered = self.retry_run(run).await?;
+            self.together = if answered { (self.together * 2).min(TOGETHER_MAX) } else { 1 };
+            rest = if Instant::now() < end { later } else { &[] };
+        }
+        Ok(())
+    }
+
+    /// Tries these changes again, in their order; whether the target refused no run as a whole.
+    async fn retry_run(&mut self, due: &[u64]) -> Result<bool> {
+        let changes = self.lot.load(due).await?;
+        let mut answered = true;
         let mut run = Run::default();
         let (mut gone, mut stay) = (Vec::new(), Vec::<Keys>::new());
         for change in changes {
@@ -72,6 +107,7 @@ impl Delivery<'_> {
             match self.send_again(&run).await {
                 Ok(written) => self.settle(run, written).await?,
                 Err(error) if error.class() == Class::Data && run.len() > 1 => {
+                    answered = false;
                     // Or one half, once delivered under this number, would vouch for the other.
                     self.lot.forget_sent(&offsets(&run.batch)).await?;
                     let second = run.split();
@@ -79,15 +115,16 @@ impl Delivery<'_> {
                     runs.push(run);
                 }
                 Err(error) if error.class() == Class::Data => {
+                    answered = false;
                     let error = place(error, &run.batch).to_string();
                     // What waits behind it in the other half is due again only after it.
                     runs.clear();
-                    self.settle_refused(run, error).await?;
+                    self.settle_refused(&run, &error);
                 }
                 Err(error) => return Err(place(error, &run.batch)),
             }
         }
-        Ok(())
+        Ok(answered)
     }
 
     /// The parts of a parked change by the rules as they are now; `None` where it stays parked.
@@ -100,7 +137,7 @@ impl Delivery<'_> {
         let target = self.sink.capabilities();
         if late && target.state_target && !target.supersedes {
             let why = "a later change of its key was delivered, so this state is superseded";
-            self.lot.refused(offset, Why::Failed(why.into())).await?;
+            self.lot.refused(offset, Why::Failed(why.into()));
             return Ok(None);
         }
         let passed = self.filter.apply(Batch { changes: vec![change], position: None });
@@ -120,7 +157,7 @@ impl Delivery<'_> {
             }
             Err(error) if error.class() != Class::Data => Err(error),
             Err(error) => {
-                self.lot.refused(offset, Why::Failed(error.to_string())).await?;
+                self.lot.refused(offset, Why::Failed(error.to_string()));
                 Ok(None)
             }
         }
@@ -130,6 +167,8 @@ impl Delivery<'_> {
         let mut progress = self.progress;
         if self.sink.capabilities().transactional_progress {
             progress.retry_seq += 1;
+            // What was refused under this number is not taken for sent.
+            self.lot.save().await?;
             self.lot.intend(&offsets(&run.batch), progress.retry_seq).await?;
         }
         failpoint::reach("deliver::before_retry");
@@ -172,10 +211,11 @@ impl Delivery<'_> {
                 Outcome::Unknown => unknown += 1,
                 Outcome::Refused(error) => {
                     let error = place(error, &Batch { changes: parts, position: None }).to_string();
-                    self.lot.refused(offset, Why::Refused(error)).await?;
+                    self.lot.refused(offset, Why::Refused(error));
                 }
             }
         }
+        self.lot.save().await?;
         self.stats.redelivered(delivered.len());
         let nothing = delivered.is_empty() && unknown == units;
         self.lot.delivered(&delivered).await?;
@@ -191,11 +231,10 @@ impl Delivery<'_> {
         Ok(())
     }
 
-    async fn settle_refused(&mut self, run: Run, error: String) -> Result<()> {
+    fn settle_refused(&mut self, run: &Run, error: &str) {
         for offset in offsets(&run.batch) {
-            self.lot.refused(offset, Why::Refused(error.clone())).await?;
+            self.lot.refused(offset, Why::Refused(error.to_owned()));
         }
-        Ok(())
     }
 }
 

@@ -8,15 +8,14 @@ use super::{
 use crate::{
     change::{Batch, Change},
     error::{Class, Error, Result},
-    failpoint,
     parking::Why,
     sink::{Outcome, Progress, Written},
 };
 
 impl Delivery<'_> {
-    /// Writes a run. Progress that passes what was parked is written down at once, also where the
-    /// rest of the run failed: it would be refused again, and counted as new. After a failure so is
-    /// what was delivered, which would come again.
+    /// Writes a run. Progress that passes what was parked is written down at its end, however often
+    /// it was halved, and also where the rest of it failed: it would be refused again, and counted
+    /// as new. After a failure so is what was delivered, which would come again.
     pub(super) async fn write(&mut self, run: Run, cursor: u64) -> Result<()> {
         self.parked_now = false;
         let written = self.write_runs(run, cursor).await;
@@ -33,7 +32,7 @@ impl Delivery<'_> {
     async fn write_runs(&mut self, run: Run, cursor: u64) -> Result<()> {
         let mut runs = vec![run];
         while let Some(run) = runs.pop() {
-            let mut run = self.hold_back(run).await?;
+            let mut run = self.hold_back(run)?;
             let next = runs.last().and_then(|run| run.batch.changes.first());
             let end = next.map_or(cursor, |next| next.offset);
             if run.is_empty() {
@@ -41,6 +40,9 @@ impl Delivery<'_> {
                 continue;
             }
             let progress = Progress { cursor: end, ..self.progress };
+            if self.sink.capabilities().transactional_progress {
+                self.save_parked().await?; // before the target's own progress passes it
+            }
             match self.sink.write(&run.batch, &progress).await {
                 Ok(Written::All) => self.pass(&run.batch, end, None),
                 Ok(Written::Until(durable)) => {
@@ -57,18 +59,21 @@ impl Delivery<'_> {
                 }
                 Err(error) if error.class() == Class::Data => {
                     let error = place(error, &run.batch).to_string();
-                    self.refuse(run.into_units(), &error).await?;
+                    self.refuse(run.into_units(), &error)?;
                     self.skip_to(end);
                 }
                 Err(error) => return Err(place(error, &run.batch)),
+            }
+            if self.taken.is_none() && self.is_delivery_unrecorded() && self.is_record_due() {
+                self.record().await?;
             }
         }
         Ok(())
     }
 
     /// Parks what has to wait behind a change that an earlier part of the same batch left parked.
-    async fn hold_back(&mut self, run: Run) -> Result<Run> {
-        if self.lot.is_idle() {
+    fn hold_back(&mut self, run: Run) -> Result<Run> {
+        if !self.parked_now {
             return Ok(run);
         }
         let mut kept = Run::default();
@@ -85,25 +90,16 @@ impl Delivery<'_> {
                 _ => kept.push_unit(unit),
             }
         }
-        self.lot.save().await?;
         Ok(kept)
     }
 
-    /// Parks what was refused; durable before any progress passes it.
-    async fn refuse(
-        &mut self,
-        units: Vec<(Option<Change>, Vec<Change>)>,
-        error: &str,
-    ) -> Result<()> {
+    /// Parks what was refused.
+    fn refuse(&mut self, units: Vec<(Option<Change>, Vec<Change>)>, error: &str) -> Result<()> {
         for change in units.into_iter().filter_map(whole) {
             self.lot.park(change, Why::Refused(error.to_owned()))?;
+            self.parked_now = true;
             self.stats.park();
         }
-        self.parked_now = true;
-        failpoint::reach("deliver::before_park");
-        self.lot.save().await?;
-        failpoint::reach("deliver::after_park");
-        self.show_lot();
         Ok(())
     }
 
@@ -124,7 +120,7 @@ impl Delivery<'_> {
                 Outcome::Unknown => rest.push_unit(unit),
                 Outcome::Refused(error) => {
                     let error = place(error, &Batch { changes: unit.1.clone(), position: None });
-                    self.refuse(vec![unit], &error.to_string()).await?;
+                    self.refuse(vec![unit], &error.to_string())?;
                 }
             }
         }

@@ -13,7 +13,9 @@
 mod audit;
 mod capture;
 mod chaos;
+mod chaos_sinks;
 mod config_cdc;
+mod crowd;
 mod demo;
 mod diagnosis;
 mod features;

@@ -112,6 +112,27 @@ async fn the_trouble_of_one_key_never_stops_another() {
 }
 
 #[tokio::test]
+async fn many_keys_that_are_refused_again_and_again_leave_the_others_their_time() {
+    let scene = Scene::set("attempts_max = 100000").await;
+    scene.hook.refuse(|change| change["after"]["v"] == "bad");
+    // More than can be tried again within `retry_ms_max`, so that some are always due.
+    scene.cluster.sql("insert into item select i, 'bad' from generate_series(1, 500) i").await;
+    scene.wait_parked(500, 0).await;
+    scene.cluster.sql("update item set v = 'behind'").await;
+    scene.wait_parked(1_000, 0).await;
+    for id in 1..=10 {
+        scene.cluster.sql(&format!("insert into other values ({id}, 'o{id}')")).await;
+        scene.values(id, of("other")).await;
+    }
+    assert_eq!(scene.hook.changes().len(), 10, "nothing went before what it waits for");
+    scene.hook.refuse_nothing();
+    scene.wait_parked(0, 0).await;
+    for id in [1, 250, 500] {
+        assert_eq!(scene.values(2, is("item", id)).await, ["bad", "behind"]);
+    }
+}
+
+#[tokio::test]
 async fn attempts_that_are_used_up_make_a_dead_letter_which_holds_its_key() {
     let scene = Scene::set("attempts_max = 3").await;
     scene.hook.refuse(is("item", 1));

@@ -315,6 +315,7 @@ impl Delivering {
             written: progress.cursor,
             taken: None,
             parked_now: false,
+            together: 1,
             inside_transaction: false,
         })
     }

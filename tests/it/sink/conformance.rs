@@ -223,11 +223,10 @@ const POINTS: [&str; 4] = [
 /// Under a load, with the process killed at every step and the server once: nothing is lost,
 /// nothing is out of order, and nothing came twice where the sink says so.
 pub(crate) async fn holds_through_kills(target: &mut dyn Target) {
-    let caps = open(target.ledger_config()).unwrap().capabilities();
+    let caps = capabilities(target);
     let cluster = Cluster::start().await;
     Ledger::create(&cluster).await;
-    let tables: Vec<String> =
-        target.tables().iter().map(|table| format!("\"ledger.{table}\"")).collect();
+    let tables = tables(target);
     if caps.state_target {
         // A target that keeps states needs whole rows.
         cluster.sql("alter table ledger.document replica identity full").await;
@@ -237,7 +236,7 @@ pub(crate) async fn holds_through_kills(target: &mut dyn Target) {
     sink["retry_ms_max"] = 200.into();
     let sink = toml::to_string(&serde_json::json!({"sink": {"kills": sink}})).unwrap();
     let source = source_toml("app", &cluster.unix_url());
-    let mut server = Server::new(&format!("{source}tables = [{}]\n\n{sink}", tables.join(", ")));
+    let mut server = Server::new(&format!("{source}tables = {tables:?}\n\n{sink}"));
     server.start_ready().await;
     server.kill();
     let pace = Pace { seed: 11, sessions: 2, pause: target.pause() };
@@ -270,7 +269,19 @@ pub(crate) async fn holds_through_kills(target: &mut dyn Target) {
     compare(target, caps, &cluster).await;
 }
 
-async fn compare(target: &mut dyn Target, caps: Capabilities, cluster: &Cluster) {
+/// What the sink of a target declares about itself.
+pub(crate) fn capabilities(target: &dyn Target) -> Capabilities {
+    open(target.ledger_config()).unwrap().capabilities()
+}
+
+/// The tables of the ledger that a target takes, as a configuration names them.
+pub(crate) fn tables(target: &dyn Target) -> Vec<String> {
+    target.tables().iter().map(|table| format!("ledger.{table}")).collect()
+}
+
+/// What a target holds against the tables that it was made from: nothing lost, in the order of each
+/// key, and each change once where the sink says so, else again only with the same idempotency key.
+pub(crate) async fn compare(target: &mut dyn Target, caps: Capabilities, cluster: &Cluster) {
     let content = target.content().await;
     let state = Ledger::final_state(cluster).await.only(target.tables());
     if caps.state_target {

@@ -12,23 +12,23 @@ use walrace::{
     sink::{self, Context, Outcome, Progress, Sink, Written},
 };
 
-mod conformance;
+pub(crate) mod conformance;
 mod custom;
 #[cfg(feature = "kafka")]
 pub(crate) mod kafka;
 #[cfg(feature = "kafka")]
-mod kafka_target;
+pub(crate) mod kafka_target;
 pub(crate) mod nats;
 pub(crate) mod object_store;
 pub(crate) mod opensearch;
 mod pages;
-mod plain;
-mod postgres;
+pub(crate) mod plain;
+pub(crate) mod postgres;
 mod pull;
 mod queue;
 pub(crate) mod rabbitmq;
 mod receiver;
-mod redis;
+pub(crate) mod redis;
 mod replica;
 pub(crate) mod target;
 mod webhook;

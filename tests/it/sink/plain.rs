@@ -11,12 +11,13 @@ use super::{
 };
 use crate::kit::{FileRecorder, Recorder};
 
-struct FileTarget {
+/// The sink `file` in a folder of its own.
+pub(crate) struct FileTarget {
     folder: TempDir,
 }
 
 impl FileTarget {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { folder: tempfile::tempdir().unwrap() }
     }
 }
@@ -47,9 +48,16 @@ impl Target for FileTarget {
     }
 }
 
-struct WebhookTarget {
+/// The sink `webhook` and who receives its requests.
+pub(crate) struct WebhookTarget {
     hook: Recorder,
     lanes: usize,
+}
+
+impl WebhookTarget {
+    pub(crate) async fn start(lanes: usize) -> Self {
+        Self { hook: Recorder::start().await, lanes }
+    }
 }
 
 #[async_trait]
@@ -87,7 +95,7 @@ async fn the_file_sink_conforms() {
 #[tokio::test]
 async fn the_webhook_sink_conforms_with_one_lane_and_with_four() {
     for lanes in [1, 4] {
-        let mut target = WebhookTarget { hook: Recorder::start().await, lanes };
+        let mut target = WebhookTarget::start(lanes).await;
         holds_as_a_sink(&mut target).await;
         target.hook.refuse_nothing();
         holds_through_kills(&mut target).await;

@@ -19,6 +19,7 @@ mod strings;
 mod target;
 
 use target::kinds;
+pub(crate) use target::{ListTarget, PubsubTarget, StreamTarget, StringTarget};
 
 /// A sink of `kind` with further options, open.
 async fn opened(redis: &Redis, kind: &str, options: Json) -> Box<dyn Sink> {
