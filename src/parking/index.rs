@@ -157,7 +157,7 @@ impl Index {
                 due.push(offset);
                 continue;
             }
-            if !behind && alive {
+            if !behind && alive && entry.next_at.0 < i64::MAX {
                 next = Some(next.map_or(entry.next_at, |at: Timestamp| at.min(entry.next_at)));
             }
             if alive || entry.holds {

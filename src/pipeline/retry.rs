@@ -176,9 +176,13 @@ impl Delivery<'_> {
                 }
             }
         }
-        self.stats.redelivered(delivered.len());
         let nothing = delivered.is_empty() && unknown == units;
-        self.lot.delivered(&delivered).await?;
+        if self.sink.capabilities().answers_later {
+            self.lot.sent(&delivered).await?;
+        } else {
+            self.stats.redelivered(delivered.len());
+            self.lot.delivered(&delivered).await?;
+        }
         if self.sink.capabilities().transactional_progress {
             self.catalog.advance(&self.name, &self.progress).await?;
         }

@@ -69,6 +69,9 @@ fn object(config: &Config, (name, sink): (&str, &Sink), status: &Status) -> Valu
     if let (SinkKind::HttpPull(pull), Some(object)) = (&sink.kind, object.as_object_mut()) {
         object.insert("message_grouping".into(), pull.message_grouping.into());
         object.insert("ack_wait_ms".into(), pull.ack_wait_ms.into());
+        object.insert("max_deliver".into(), pull.max_deliver.into());
+        let retries = pull.max_deliver.map(|deliveries| deliveries.saturating_sub(1));
+        object.insert("max_retry_count".into(), retries.into());
         object.insert("max_ack_pending".into(), pull.max_ack_pending.into());
         object.insert("max_waiting".into(), pull.max_waiting.into());
     }

@@ -11,6 +11,11 @@ impl Ranges {
         self.0.range(..=offset).next_back().is_some_and(|(_, to)| offset < *to)
     }
 
+    /// From an offset to the one after the last, in order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.0.iter().map(|(from, to)| (*from, *to))
+    }
+
     /// Adds a range; the one that it became with those that it touches.
     pub(super) fn insert(&mut self, from: u64, to: u64) -> (u64, u64) {
         let (mut from, mut to) = (from, to);
