@@ -212,8 +212,10 @@ impl Sink for HttpPull {
     }
 
     async fn beyond(&mut self, progress: &Progress) -> Result<Beyond> {
-        let state = self.shared.state.lock().await;
-        Ok(state.as_ref().map(|open| open.beyond(progress)).unwrap_or_default())
+        match self.shared.state.lock().await.as_mut() {
+            Some(open) => open.beyond(progress).await,
+            None => Ok(Beyond::default()),
+        }
     }
 
     async fn told(&mut self) {

@@ -184,14 +184,16 @@ impl Open {
         Ok(self.feed.low())
     }
 
-    /// What is done beyond the low-water mark in the epoch of `progress`, and what is kept.
-    pub(super) fn beyond(&self, progress: &Progress) -> Beyond {
-        let same = self.progress.is_some_and(|own| own.epoch == progress.epoch);
-        let entries = self.feed.pending.values();
-        let kept = entries.filter(|entry| entry.message.kept).map(|e| e.message.place.offset);
-        let mut out: Vec<u64> = kept.filter(|offset| same || *offset < progress.cursor).collect();
+    /// What is done beyond the low-water mark, and what is kept. Follows a rewind at once: what
+    /// came of the epoch before says nothing of this one.
+    pub(super) async fn beyond(&mut self, progress: &Progress) -> Result<Beyond> {
+        if let Some(own) = self.progress.filter(|own| own.epoch < progress.epoch) {
+            self.follow(&Progress { retry_seq: own.retry_seq, ..*progress }).await?;
+        }
+        let entries = self.feed.pending.values().filter(|entry| entry.message.kept);
+        let mut out: Vec<u64> = entries.map(|entry| entry.message.place.offset).collect();
         out.dedup();
-        Beyond { done: self.feed.done.iter().filter(|_| same).collect(), out }
+        Ok(Beyond { done: self.feed.done.iter().collect(), out })
     }
 
     /// The loop has written these verdicts down.

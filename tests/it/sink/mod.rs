@@ -24,6 +24,7 @@ pub(crate) mod opensearch;
 mod plain;
 mod postgres;
 mod pull;
+mod pull_target;
 mod queue;
 pub(crate) mod rabbitmq;
 mod receiver;
