@@ -20,15 +20,21 @@ use crate::{
 /// Parked changes that are tried at one time.
 const RETRIES_MAX: usize = 100;
 
-/// What is due within a transaction that the target has open is looked at again after this.
+/// What is due, but must wait for the loop to come to a place, is looked at again after this.
 const PUT_OFF: Duration = Duration::from_millis(100);
 
 impl Delivery<'_> {
     /// Tries every parked change whose time has come, until there is none or a stop.
     pub(super) async fn retry(&mut self, stop: &CancellationToken) -> Result<()> {
         while !stop.is_cancelled() {
-            let due = self.lot.due(RETRIES_MAX);
+            let mut due = self.lot.due(RETRIES_MAX);
             if due.is_empty() {
+                return Ok(());
+            }
+            // After a restart: earlier changes of its keys may have to be read again.
+            due.retain(|offset| *offset < self.reader.offset());
+            if due.is_empty() {
+                self.lot.put_off(PUT_OFF);
                 return Ok(());
             }
             if self.taken.is_some() {

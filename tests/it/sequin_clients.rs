@@ -103,7 +103,7 @@ impl Client {
             let line = line.replace("{host}", host).replace("{length}", &length);
             text.push_str(&format!("{}\r\n", line.replace("{token}", TOKEN)));
         }
-        if body.is_some() && std::ptr::eq(self.headers, CURL) {
+        if body.is_some() && self.receive.is_none() {
             let length = body.unwrap_or_default().len();
             let kind = "Content-Type: application/json";
             text.push_str(&format!("{kind}\r\nContent-Length: {length}\r\n"));
@@ -138,7 +138,7 @@ impl Wire {
                 let line = head.lines().find(|line| line.to_ascii_lowercase().starts_with(name));
                 line.map(|line| line[name.len()..].trim().to_owned())
             };
-            let length = header("content-length:").expect("no chunks").parse().unwrap();
+            let length: usize = header("content-length:").expect("no chunks").parse().unwrap();
             if body.len() == length {
                 let status = head.split(' ').nth(1).unwrap().parse().unwrap();
                 let kind = header("content-type:").unwrap();

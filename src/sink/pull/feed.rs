@@ -72,7 +72,8 @@ impl Unsaved {
 pub(super) struct Feed {
     pub(super) pending: BTreeMap<Place, Entry>,
     bytes: usize,
-    pushed: u64,
+    /// The highest offset that was kept.
+    kept_high: u64,
     ready: BTreeSet<Place>,
     /// Delivered as often as allowed, and not acknowledged.
     pub(super) spent: BTreeSet<Place>,
@@ -93,8 +94,6 @@ pub(super) struct Feed {
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) message: Message,
-    /// Its place among those of its keys.
-    turn: u64,
     /// Earlier messages that it waits for, and later ones that wait for it.
     pub(super) behind: usize,
     pub(super) holds: Vec<Place>,
@@ -137,12 +136,13 @@ impl Feed {
         self.before.remove(&place);
         let behind = self.queue_up(&message);
         self.bytes += message.body.len();
-        self.pushed += 1;
+        if message.kept {
+            self.kept_high = self.kept_high.max(place.offset);
+        }
         let left = lease.visible_at.saturating_sub(Timestamp::now().0);
         let left = Duration::from_micros(u64::try_from(left).unwrap_or(0)).min(lease_max);
         let until = (!left.is_zero()).then(|| Instant::now() + left);
-        let turn = self.pushed;
-        let entry = Entry { message, turn, behind, holds: Vec::new(), lease, until, leaves: false };
+        let entry = Entry { message, behind, holds: Vec::new(), lease, until, leaves: false };
         self.pending.insert(place, entry);
         match until {
             Some(until) => drop(self.leased.insert((until, place))),
@@ -153,7 +153,9 @@ impl Feed {
     /// Puts a message that nobody has where it belongs.
     fn put(&mut self, place: Place) {
         let Some(entry) = self.pending.get(&place) else { return };
-        if entry.until.is_some() || entry.leaves {
+        // What was kept waits after a restart until the loop is where it was.
+        let early = entry.message.kept && place.offset >= self.high;
+        if entry.until.is_some() || entry.leaves || early {
             return;
         }
         if self.deliveries_max.is_some_and(|max| entry.lease.deliveries >= max) {
@@ -163,9 +165,14 @@ impl Feed {
         }
     }
 
-    /// Everything below `high` was written by the loop, filtered or parked.
+    /// Everything below `high` was written by the loop, filtered or parked. After a restart it
+    /// brings messages that go before those that were kept.
     pub(super) fn written(&mut self, high: u64) {
+        let before = self.high;
         self.high = self.high.max(high);
+        if before < high && before <= self.kept_high {
+            self.queue_anew();
+        }
     }
 
     /// Every change below it is done.
@@ -345,17 +352,17 @@ impl Feed {
         self.before.keys().copied().filter(|place| place.offset == offset).collect()
     }
 
-    /// Has everything queue up anew, in the order in which it came.
+    /// Has everything queue up anew, in order; first what is with a consumer.
     pub(super) fn queue_anew(&mut self) {
         self.rooms.clear();
         self.ready.clear();
-        let mut turns: Vec<(u64, Place)> = Vec::with_capacity(self.pending.len());
+        let mut order: Vec<(bool, Place)> = Vec::with_capacity(self.pending.len());
         for (place, entry) in &mut self.pending {
             entry.holds.clear();
-            turns.push((entry.turn, *place));
+            order.push((entry.until.is_none(), *place));
         }
-        turns.sort_unstable();
-        for (_, place) in turns {
+        order.sort_unstable();
+        for (_, place) in order {
             // Out of the map while it queues up, so that it does not wait for itself.
             let Some(mut entry) = self.pending.remove(&place) else { continue };
             entry.behind = self.queue_up(&entry.message);

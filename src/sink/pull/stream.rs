@@ -174,12 +174,12 @@ impl Open {
         for message in messages {
             self.feed.push(Message { kept: retried, ..message }, self.lease);
         }
+        self.feed.written(progress.cursor);
         if retried {
             self.feed.keep(offsets);
             self.save_as(own).await?;
             return Ok(progress.cursor); // the store has them, whatever else waits
         }
-        self.feed.written(progress.cursor);
         self.save_as(own).await?;
         Ok(self.feed.low())
     }
