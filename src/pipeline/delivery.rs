@@ -77,7 +77,6 @@ impl Delivery<'_> {
     /// Waits for changes, and tries parked ones when their time has come; `None` at a stop.
     pub(super) async fn read(&mut self, stop: &CancellationToken) -> Result<Option<Batch>> {
         loop {
-            self.hear().await?;
             self.retry(stop).await?;
             let due = self.sink.not_before().unwrap_or_else(Instant::now);
             let record = self.is_unrecorded().then(|| self.record_at());

@@ -24,9 +24,11 @@ const RETRIES_MAX: usize = 100;
 const PUT_OFF: Duration = Duration::from_millis(100);
 
 impl Delivery<'_> {
-    /// Tries every parked change whose time has come, until there is none or a stop.
+    /// Hears what became of those that the target has, and tries every parked change whose time has
+    /// come, until there is none or a stop.
     pub(super) async fn retry(&mut self, stop: &CancellationToken) -> Result<()> {
         while !stop.is_cancelled() {
+            self.hear().await?;
             let mut due = self.lot.due(RETRIES_MAX);
             if due.is_empty() {
                 return Ok(());

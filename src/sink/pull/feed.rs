@@ -175,6 +175,11 @@ impl Feed {
         }
     }
 
+    /// Whether something was kept that the loop must come to first, after a restart.
+    pub(super) fn catches_up(&self) -> bool {
+        self.pending.range(Place { offset: self.high, part: 0 }..).next().is_some()
+    }
+
     /// Every change below it is done.
     pub(super) fn low(&self) -> u64 {
         let first = self.pending.values().find(|entry| !entry.message.kept);

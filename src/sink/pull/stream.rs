@@ -73,7 +73,11 @@ impl Shared {
         Open { name, store, feed, progress: None, lease, deliveries_max }
     }
 
+    /// Whether no more is looked ahead; what was there before a restart is brought again first.
     fn is_crowded(&self, feed: &Feed) -> bool {
+        if feed.catches_up() {
+            return false;
+        }
         let (count, bytes) = (self.options.max_ack_pending, self.options.pending_bytes_max);
         feed.len() >= count || feed.bytes() >= bytes
     }
