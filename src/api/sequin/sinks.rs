@@ -37,8 +37,8 @@ pub(super) async fn show(
     Ok(Json(object(walrace.config(), (name, sink), &status)))
 }
 
-/// `POST /api/sinks`. Sinks are made in the configuration: a client that makes sure of its own learns
-/// that it is there, or that it cannot make it.
+/// `POST /api/sinks`. Sinks are made in the configuration: a client that makes sure of its own
+/// learns that it is there, or that it cannot make it.
 pub(super) async fn create(
     State(walrace): State<Arc<Walrace>>,
     body: Bytes,
