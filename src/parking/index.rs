@@ -57,6 +57,12 @@ impl Due {
         self.fresh.len() + self.refused.len()
     }
 
+    /// Leaves out what comes at or after `offset`.
+    pub fn keep_before(&mut self, offset: u64) {
+        self.fresh.retain(|one| *one < offset);
+        self.refused.retain(|one| *one < offset);
+    }
+
     /// Whether it is nobody's turn.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -190,7 +196,7 @@ impl Index {
                 if !taken.meets(&entry.keys) {
                     due.refused.push(offset);
                 }
-            } else if !behind && alive {
+            } else if !behind && alive && entry.next_at.0 < i64::MAX {
                 next = Some(next.map_or(entry.next_at, |at: Timestamp| at.min(entry.next_at)));
             }
             if alive || entry.holds {

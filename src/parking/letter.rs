@@ -90,7 +90,8 @@ pub(super) fn from_row(row: &SqliteRow) -> sqlx::Result<Letter> {
     let number = |name| row.try_get::<i64, _>(name);
     let (sink, offset): (String, u64) = (row.try_get("sink")?, unsigned(number("offset")?));
     let state: String = row.try_get("state")?;
-    let next_at = (state == "parked").then_some(Timestamp(number("next_at")?));
+    let next_at = Timestamp(number("next_at")?);
+    let next_at = (state == "parked" && next_at.0 < i64::MAX).then_some(next_at);
     Ok(Letter {
         id: Place { sink: sink.clone(), offset }.to_string(),
         sink,

@@ -51,7 +51,28 @@ pub enum Why {
     Failed(String),
     /// A person gave it up; it keeps nothing back.
     Skipped(String),
+    /// The target gave it up after so many attempts.
+    GivenUp(u32, String),
+    /// The target has it, as if sent with this retry, and later changes of its keys wait behind it.
+    SetAside(u64),
 }
+
+/// Where a sink stands whose lot is opened.
+#[derive(Clone, Copy, Debug)]
+pub struct Stand<'a> {
+    /// What is parked from there on comes again, and is judged again.
+    pub cursor: u64,
+    /// The last retry that the sink has for certain.
+    pub retry_seq: u64,
+    /// Beyond the cursor, but done: from an offset to the one after the last. What is parked of it
+    /// stays.
+    pub done: &'a [(u64, u64)],
+    /// Retried changes that the target has taken, and that wait for its verdict; in order.
+    pub out: &'a [u64],
+}
+
+/// The next attempt of a change that the target has.
+const NEVER: Timestamp = Timestamp(i64::MAX);
 
 /// The parked changes of one sink. What it does in memory is durable after [`Lot::save`], which
 /// comes before any progress that passes it.
@@ -77,6 +98,7 @@ struct Parked {
     error: String,
     at: Timestamp,
     next_at: Timestamp,
+    retry_seq: Option<u64>,
 }
 
 /// Another refusal of a parked change.
@@ -91,13 +113,12 @@ struct Refused {
 }
 
 impl Lot {
-    /// The lot of `sink`, which is about to read from `cursor`: what is parked from there on comes
-    /// again, and is judged again. `retry_seq` is the last retry that the sink has for certain.
+    /// The lot of `sink`.
     pub async fn open(
         parking: &Parking,
         sink: &str,
         policy: Policy,
-        (cursor, retry_seq): (u64, u64),
+        stand: Stand<'_>,
     ) -> Result<Self> {
         let failed = |error| failed("read", sink, error);
         let rows = sqlx::query(
@@ -112,9 +133,15 @@ impl Lot {
         for row in &rows {
             let (offset, entry) = entry(row, policy.hold).map_err(failed)?;
             let sent: Option<i64> = row.try_get("retry_seq").map_err(failed)?;
+            let done = within(stand.done, offset);
             match sent.map(unsigned) {
-                _ if offset >= cursor => gone.push(offset),
-                Some(sent) if sent <= retry_seq => gone.push(offset),
+                _ if offset >= stand.cursor && !done => gone.push(offset),
+                Some(sent) if sent <= stand.retry_seq => {
+                    match stand.out.binary_search(&offset).is_ok() {
+                        true => index.insert(offset, Entry { next_at: NEVER, ..entry }),
+                        false => gone.push(offset),
+                    }
+                }
                 sent => {
                     open.extend(sent.map(|_| offset));
                     index.insert(offset, entry);
@@ -138,6 +165,24 @@ impl Lot {
     /// Whether nothing keeps any change back, so that no key needs to be looked at.
     pub fn is_idle(&self) -> bool {
         self.index.is_idle()
+    }
+
+    /// Whether a dead letter keeps later changes of its keys back.
+    pub fn is_holding(&self) -> bool {
+        self.policy.hold
+    }
+
+    /// Whether the change at `offset` is parked.
+    pub fn contains(&self, offset: u64) -> bool {
+        self.index.get(offset).is_some()
+    }
+
+    /// Of changes that a target has for another attempt, those of which the lot knows nothing, or
+    /// that somebody edited since.
+    pub fn unknown(&self, out: &[u64]) -> Vec<u64> {
+        let is_out =
+            |offset: u64| self.index.get(offset).is_some_and(|entry| entry.next_at == NEVER);
+        out.iter().copied().filter(|offset| !is_out(*offset)).collect()
     }
 
     /// How many changes are parked, how many of them are dead letters, and their bytes.
@@ -172,15 +217,18 @@ impl Lot {
         self.check_room(bytes)?;
         let now = Timestamp::now();
         let skipped = matches!(why, Why::Skipped(_));
+        let retry_seq = if let Why::SetAside(seq) = why { Some(seq) } else { None };
         let (state, attempts, error) = match why {
             Why::Behind => (State::Parked, 0, "waits behind an earlier change of its key".into()),
             Why::Refused(error) if self.policy.attempts_max <= 1 => (State::Dead, 1, error),
             Why::Refused(error) => (State::Parked, 1, error),
             Why::Failed(error) => (State::Dead, 1, error),
             Why::Skipped(error) => (State::Dead, 0, error),
+            Why::GivenUp(attempts, error) => (State::Dead, attempts, error),
+            Why::SetAside(_) => (State::Parked, 0, "has no end yet, and others wait for it".into()),
         };
         let wait = if attempts == 0 { Duration::ZERO } else { self.wait(attempts) };
-        let next_at = after(now, wait);
+        let next_at = if retry_seq.is_some() { NEVER } else { after(now, wait) };
         let keys = change.keys();
         let entry = Entry {
             keys: keys.clone(),
@@ -195,7 +243,8 @@ impl Lot {
         if attempts > 0 && state == State::Parked {
             self.wake_at(next_at);
         }
-        self.unsaved.push(Parked { change, keys, state, attempts, error, at: now, next_at });
+        let at = now;
+        self.unsaved.push(Parked { change, keys, state, attempts, error, at, next_at, retry_seq });
         Ok(())
     }
 
@@ -232,11 +281,12 @@ impl Lot {
             let rows = parked.keys.rows.iter().flat_map(|key| key.to_be_bytes());
             sqlx::query(
                 "INSERT INTO parked (sink, offset, state, room, keys, table_name, op, bytes, change,
-                     attempts, error, first_at, last_at, next_at)
-                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                     attempts, error, first_at, last_at, next_at, retry_seq)
+                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
                  ON CONFLICT (sink, offset) DO UPDATE SET state = excluded.state,
                      attempts = excluded.attempts, error = excluded.error,
-                     last_at = excluded.last_at, next_at = excluded.next_at",
+                     last_at = excluded.last_at, next_at = excluded.next_at,
+                     retry_seq = excluded.retry_seq",
             )
             .bind(&self.sink)
             .bind(integer(parked.change.offset))
@@ -252,6 +302,7 @@ impl Lot {
             .bind(parked.at.0)
             .bind(parked.at.0)
             .bind(parked.next_at.0)
+            .bind(parked.retry_seq.map(integer))
             .execute(&mut *transaction)
             .await
             .map_err(failed)?;
@@ -349,8 +400,46 @@ impl Lot {
         self.parking.tidy(&self.sink, &[], offsets).await
     }
 
+    /// These were sent to a target that tells later what becomes of them.
+    pub async fn sent(&mut self, offsets: &[u64]) -> Result<()> {
+        self.set_next(offsets, "UPDATE parked SET next_at = ?", NEVER).await
+    }
+
+    /// The target has let go of it without an outcome: it is tried again in its turn.
+    pub async fn recall(&mut self, offset: u64) -> Result<()> {
+        let now = Timestamp::now();
+        self.set_next(&[offset], "UPDATE parked SET retry_seq = NULL, next_at = ?", now).await?;
+        self.wake_at(now);
+        Ok(())
+    }
+
+    async fn set_next(&mut self, offsets: &[u64], sql: &str, next_at: Timestamp) -> Result<()> {
+        let failed = |error| failed("write down where they are of", &self.sink, error);
+        let sql = format!("{sql} WHERE sink = ? AND offset = ?");
+        let mut transaction = self.parking.pool.begin().await.map_err(failed)?;
+        for offset in offsets {
+            sqlx::query(sqlx::AssertSqlSafe(sql.clone()))
+                .bind(next_at.0)
+                .bind(&self.sink)
+                .bind(integer(*offset))
+                .execute(&mut *transaction)
+                .await
+                .map_err(failed)?;
+        }
+        transaction.commit().await.map_err(failed)?;
+        for offset in offsets {
+            if let Some(entry) = self.index.get(*offset).cloned() {
+                self.index.insert(*offset, Entry { next_at, ..entry });
+            }
+        }
+        Ok(())
+    }
+
     /// These are delivered, or left out by a rule: they leave the lot.
     pub async fn delivered(&mut self, offsets: &[u64]) -> Result<()> {
+        if offsets.is_empty() {
+            return Ok(());
+        }
         let failed = |error| failed("remove delivered changes of", &self.sink, error);
         let mut transaction = self.parking.pool.begin().await.map_err(failed)?;
         for offset in offsets {
@@ -374,7 +463,8 @@ impl Lot {
     pub fn refused(&mut self, offset: u64, why: Why) {
         let Some(entry) = self.index.get(offset).cloned() else { return };
         let (attempts, dead, error) = match why {
-            Why::Behind => return,
+            Why::Behind | Why::SetAside(_) => return,
+            Why::GivenUp(attempts, error) => (entry.attempts + attempts, true, error),
             Why::Failed(error) | Why::Skipped(error) => (entry.attempts + 1, true, error),
             Why::Refused(error) => {
                 (entry.attempts + 1, entry.attempts + 1 >= self.policy.attempts_max, error)
@@ -414,6 +504,13 @@ impl Refused {
         .await
         .map(|_| ())
     }
+}
+
+/// Whether one of the ranges, which are in order, holds `offset`.
+pub fn within(ranges: &[(u64, u64)], offset: u64) -> bool {
+    let after = ranges.partition_point(|(from, _)| *from <= offset);
+    let last = after.checked_sub(1).and_then(|index| ranges.get(index));
+    last.is_some_and(|(_, to)| offset < *to)
 }
 
 fn after(now: Timestamp, wait: Duration) -> Timestamp {

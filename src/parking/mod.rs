@@ -24,7 +24,7 @@ use sqlx::{Row, sqlite::SqlitePool};
 pub use self::{
     index::{Due, State},
     letter::{Letter, Place, Query},
-    lot::{Lot, Policy, Why},
+    lot::{Lot, Policy, Stand, Why, within},
 };
 use crate::{
     change::{Change, Timestamp},
@@ -128,7 +128,8 @@ impl Parking {
         let name = place.to_string();
         let failed = |error| failed("edit", &name, error);
         let done = sqlx::query(
-            "UPDATE parked SET change = ?, edited_by = ?, state = 'parked', next_at = ?
+            "UPDATE parked SET change = ?, edited_by = ?, state = 'parked', next_at = ?,
+                 retry_seq = NULL
              WHERE sink = ? AND offset = ?",
         )
         .bind(stored::to_text(&change)?)

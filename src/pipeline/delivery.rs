@@ -12,8 +12,8 @@ use crate::{
     change::{Batch, Change, Timestamp},
     error::{Class, Result},
     failpoint,
-    journal::{Limits, Reader},
-    parking::{Lot, Why},
+    journal::{Journal, Limits, Reader},
+    parking::{Lot, Why, within},
     sink::{Progress, SinkStats, Written},
     transform::{Filter, Transform},
 };
@@ -33,6 +33,11 @@ pub struct Delivery<'a> {
     pub name: String,
     /// Where the changes come from; stands at the progress' cursor.
     pub reader: Reader,
+    /// What it reads, for a change that the target gives back.
+    pub journal: Journal,
+    /// What the target has done beyond the progress with which the loop began: from an offset to
+    /// the one after the last, in order.
+    pub done: Vec<(u64, u64)>,
     /// What this sink wants to see.
     pub filter: Filter,
     /// What it makes of it.
@@ -92,6 +97,7 @@ impl Delivery<'_> {
                     continue;
                 }
                 () = sleep_until(parked.unwrap_or(due)), if parked.is_some() => continue,
+                () = self.sink.told() => continue,
             };
             let batch = self.linger(batch, stop).await?;
             if let Some(last) = batch.changes.last() {
@@ -128,6 +134,7 @@ impl Delivery<'_> {
     /// Leaves to the sink what it wants to see as it wants to see it, parks what must wait behind
     /// another change, and makes dead letters of what a rule fails on.
     pub(super) async fn transform(&mut self, batch: Batch) -> Result<Run> {
+        let batch = self.without_done(batch);
         let read = batch.changes.len();
         let batch = self.filter.apply(batch);
         self.stats.filter(read - batch.changes.len());
@@ -139,6 +146,14 @@ impl Delivery<'_> {
         self.lot.save().await?;
         self.show_lot();
         Ok(run)
+    }
+
+    /// Leaves out what the target has done, or the lot holds, beyond the progress.
+    fn without_done(&self, mut batch: Batch) -> Batch {
+        if self.done.last().is_some_and(|last| batch.changes.iter().any(|c| c.offset < last.1)) {
+            batch.changes.retain(|change| !within(&self.done, change.offset));
+        }
+        batch
     }
 
     fn shape(&mut self, change: Change, run: &mut Run) -> Result<()> {

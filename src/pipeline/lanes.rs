@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::{
     change::{Batch, Change},
     error::{Class, Error, Result},
-    sink::{Capabilities, Outcome, Progress, Sink, Written},
+    sink::{Capabilities, Outcome, Progress, Sink, Verdict, Written},
 };
 
 /// The open connections of one sink: at least one.
@@ -69,6 +69,24 @@ impl<'a> Lanes<'a> {
             }
         }
         Ok(Written::All)
+    }
+
+    /// Waits until the target tells what became of changes that it took before.
+    pub async fn told(&mut self) {
+        match self.0.first_mut() {
+            Some(sink) => sink.told().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// What the target tells of changes that it took before.
+    pub async fn verdicts(&mut self, hold: bool) -> Result<Vec<(u64, Verdict)>> {
+        self.first_mut()?.verdicts(hold).await
+    }
+
+    /// Lets the target follow its verdicts.
+    pub async fn settle(&mut self, told: &[(u64, Verdict)]) -> Result<()> {
+        self.first_mut()?.settle(told).await
     }
 
     /// Lets go of every connection.

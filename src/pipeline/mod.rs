@@ -16,6 +16,7 @@ mod delivery;
 mod lanes;
 mod retry;
 mod run;
+mod verdicts;
 mod write;
 
 use tokio_util::sync::CancellationToken;

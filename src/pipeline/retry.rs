@@ -29,18 +29,25 @@ const TOGETHER_MAX: usize = 100;
 /// and then what comes new has as long.
 const TURN: Duration = Duration::from_millis(100);
 
-/// What is due within a transaction that the target has open is looked at again after this.
+/// What is due, but must wait for the loop to come to a place, is looked at again after this.
 const PUT_OFF: Duration = Duration::from_millis(100);
 
 impl Delivery<'_> {
-    /// Tries the parked changes whose time has come, until there is none, this turn is over, or a
-    /// stop.
+    /// Hears what became of those that the target has, and tries the parked changes whose time has
+    /// come, until there is none, this turn is over, or a stop.
     pub(super) async fn retry(&mut self, stop: &CancellationToken) -> Result<()> {
         let end = Instant::now() + TURN;
         let changes_max = self.cut.limits.changes_max.min(RETRIES_MAX);
         while !stop.is_cancelled() {
-            let due = self.lot.due(Limits { changes_max, ..self.cut.limits });
+            self.hear().await?;
+            let mut due = self.lot.due(Limits { changes_max, ..self.cut.limits });
             if due.is_empty() {
+                return Ok(());
+            }
+            // After a restart: earlier changes of its keys may have to be read again.
+            due.keep_before(self.reader.offset());
+            if due.is_empty() {
+                self.lot.put_off(PUT_OFF);
                 return Ok(());
             }
             if self.taken.is_some() || self.is_delivery_unrecorded() {
@@ -216,9 +223,13 @@ impl Delivery<'_> {
             }
         }
         self.lot.save().await?;
-        self.stats.redelivered(delivered.len());
         let nothing = delivered.is_empty() && unknown == units;
-        self.lot.delivered(&delivered).await?;
+        if self.sink.capabilities().answers_later {
+            self.lot.sent(&delivered).await?;
+        } else {
+            self.stats.redelivered(delivered.len());
+            self.lot.delivered(&delivered).await?;
+        }
         if self.sink.capabilities().transactional_progress {
             self.catalog.advance(&self.name, &self.progress).await?;
         }

@@ -176,6 +176,35 @@ pub enum Carries {
     Text,
 }
 
+/// What became of a change that a target took before, when others decide about it later.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// A retried change is durable.
+    Durable,
+    /// It was tried so often that the target gives it up.
+    GivenUp {
+        /// How often.
+        attempts: u32,
+        /// What happened.
+        why: String,
+        /// The offset of the first later change of its keys that is taken, and goes on without it.
+        next: Option<u64>,
+    },
+    /// It must wait parked behind an earlier change of its keys; the target lets go of it.
+    Behind,
+    /// The target keeps it as it keeps a retried change, and the later ones wait parked behind it.
+    SetAside,
+}
+
+/// What a target has beyond its progress, because others acknowledge out of order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Beyond {
+    /// Done: from an offset to the one after the last, in order.
+    pub done: Vec<(u64, u64)>,
+    /// Retried or set aside, and waiting for a verdict; in order.
+    pub out: Vec<u64>,
+}
+
 /// What a sink declares about itself; the runtime and the conformance suite go by it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Capabilities {
@@ -194,6 +223,9 @@ pub struct Capabilities {
     pub batches_by_bytes: bool,
     /// What it can deliver of a message.
     pub carries: Carries,
+    /// Others decide later about what it takes: see [`Verdict`]. A retried change that it has taken
+    /// stays parked until a verdict ends it.
+    pub answers_later: bool,
 }
 
 /// A destination. Called from one task; each call may be cancelled at a stop.
@@ -237,6 +269,31 @@ pub trait Sink: Send {
     /// every sink whose progress is transactional.
     async fn peek(&mut self) -> Result<Option<Progress>> {
         Ok(None)
+    }
+
+    /// What the target has beyond its own progress, in the epoch of `progress`.
+    async fn beyond(&mut self, progress: &Progress) -> Result<Beyond> {
+        let _ = progress;
+        Ok(Beyond::default())
+    }
+
+    /// Waits until there are verdicts. May be cancelled at any time.
+    async fn told(&mut self) {
+        std::future::pending().await
+    }
+
+    /// The verdicts since the last call, by offset. `hold`: what is given up keeps the later
+    /// changes of its keys back, so that those are [`Verdict::Behind`].
+    async fn verdicts(&mut self, hold: bool) -> Result<Vec<(u64, Verdict)>> {
+        let _ = hold;
+        Ok(Vec::new())
+    }
+
+    /// These verdicts are durable in the parking lot; the target follows. Where this is not
+    /// reached, it gives them again after the next `open`.
+    async fn settle(&mut self, told: &[(u64, Verdict)]) -> Result<()> {
+        let _ = told;
+        Ok(())
     }
 
     /// Flushes and lets go. Nothing is lost when it is never called.

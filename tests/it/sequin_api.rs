@@ -13,19 +13,19 @@ use serde_json::{Value, json};
 use crate::kit::{Cluster, Scratch, Server, http_client, source_toml, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(30);
-const TOKEN: &str = "t0ken-of-the-tests";
+pub(crate) const TOKEN: &str = "t0ken-of-the-tests";
 const TABLE: &str = "create table orders (id int primary key, status text, note text);
     alter table orders replica identity full";
 
 /// A PostgreSQL, a Walrace whose sink `orders` is pulled, and a client of it.
-struct Pulled {
-    cluster: Cluster,
-    server: Server,
+pub(crate) struct Pulled {
+    pub(crate) cluster: Cluster,
+    pub(crate) server: Server,
     client: reqwest::Client,
 }
 
 impl Pulled {
-    async fn start(options: &str) -> Self {
+    pub(crate) async fn start(options: &str) -> Self {
         let cluster = Cluster::start().await;
         cluster.sql(TABLE).await;
         let mut server = Server::new(&format!(
@@ -38,7 +38,7 @@ impl Pulled {
         Self { cluster, server, client: http_client() }
     }
 
-    async fn insert(&self, ids: std::ops::Range<u32>) {
+    pub(crate) async fn insert(&self, ids: std::ops::Range<u32>) {
         let (from, to) = (ids.start, ids.end - 1);
         let rows = format!("select i, 'new', 'n' || i from generate_series({from}, {to}) i");
         self.cluster.sql(&format!("insert into orders {rows}")).await;
@@ -49,30 +49,35 @@ impl Pulled {
         self.client.request(method.parse().unwrap(), url).timeout(Duration::from_secs(60))
     }
 
-    async fn get(&self, path: &str) -> (u16, Value) {
+    pub(crate) async fn get(&self, path: &str) -> (u16, Value) {
         reply(self.request("GET", path).bearer_auth(TOKEN)).await
     }
 
-    async fn post(&self, path: &str, body: Value) -> (u16, Value) {
+    pub(crate) async fn post(&self, path: &str, body: Value) -> (u16, Value) {
         reply(self.request("POST", path).bearer_auth(TOKEN).json(&body)).await
     }
 
+    /// As `post`, where the server may die of it.
+    pub(crate) async fn try_post(&self, path: &str, body: Value) {
+        let _ = self.request("POST", path).bearer_auth(TOKEN).json(&body).send().await;
+    }
+
     /// Up to `max` messages, waiting for the first.
-    async fn receive(&self, max: u32) -> Vec<Value> {
+    pub(crate) async fn receive(&self, max: u32) -> Vec<Value> {
         let body = json!({"batch_size": max, "wait_for": 20_000});
         let (status, reply) = self.post("/api/sequin_streams/orders/receive", body).await;
         assert_eq!(status, 200, "{reply}");
         reply["data"].as_array().unwrap().clone()
     }
 
-    async fn receive_now(&self, max: u32) -> Vec<Value> {
+    pub(crate) async fn receive_now(&self, max: u32) -> Vec<Value> {
         let body = json!({"batch_size": max});
         let (_, reply) = self.post("/api/sequin_streams/orders/receive", body).await;
         reply["data"].as_array().unwrap().clone()
     }
 
     /// Exactly `count` messages, over as many calls as it takes.
-    async fn receive_all(&self, count: usize) -> Vec<Value> {
+    pub(crate) async fn receive_all(&self, count: usize) -> Vec<Value> {
         let mut messages = Vec::new();
         while messages.len() < count {
             let more = self.receive(1000).await;
@@ -82,14 +87,14 @@ impl Pulled {
         messages
     }
 
-    async fn settle(&self, how: &str, messages: &[Value]) {
+    pub(crate) async fn settle(&self, how: &str, messages: &[Value]) {
         let ids: Vec<_> = messages.iter().map(|message| &message["ack_id"]).collect();
         let path = format!("/api/sequin_streams/orders/{how}");
         let reply = self.post(&path, json!({"ack_ids": ids})).await;
         assert_eq!(reply, (200, json!({"success": true})));
     }
 
-    async fn kill_and_start(&mut self) {
+    pub(crate) async fn kill_and_start(&mut self) {
         self.server.kill();
         self.server.start_ready().await;
     }
@@ -101,11 +106,11 @@ async fn reply(request: reqwest::RequestBuilder) -> (u16, Value) {
     (status, serde_json::from_str(&text).unwrap_or_else(|_| panic!("not JSON: {text:?}")))
 }
 
-fn id(message: &Value) -> u64 {
+pub(crate) fn id(message: &Value) -> u64 {
     message["data"]["record"]["id"].as_u64().unwrap()
 }
 
-fn ids(messages: &[Value]) -> Vec<u64> {
+pub(crate) fn ids(messages: &[Value]) -> Vec<u64> {
     messages.iter().map(id).collect()
 }
 
@@ -360,28 +365,6 @@ async fn a_consumer_that_was_away_under_load_receives_everything() {
     assert_eq!(actions.into_iter().collect::<BTreeSet<_>>().len(), 8000, "each of them once");
 }
 
-/// What each published client sends and reads (contract of Sequin's API, part 2.4).
-#[tokio::test]
-async fn each_published_client_gets_what_it_reads() {
-    let pulled = Pulled::start("").await;
-    let clients = [
-        ("strait", json!({"batch_size": 200, "wait_for": 5000})),
-        ("sequin-go", json!({"max_batch_size": 10, "wait_for": 120_000})),
-        ("off_broadway_sequin", json!({"max_batch_size": 1000, "wait_for": 120_000})),
-    ];
-    for (number, (client, body)) in (1u32..).zip(clients) {
-        pulled.insert(number..number + 1).await;
-        let path = "/api/http_pull_consumers/orders/";
-        let (status, reply) = pulled.post(&format!("{path}receive"), body).await;
-        assert_eq!(status, 200, "{client}");
-        let message = &reply["data"][0];
-        assert_eq!(message["data"]["record"]["id"], number, "{client}");
-        let ack = json!({"ack_ids": [message["ack_id"]]});
-        let done = pulled.post(&format!("{path}ack"), ack).await;
-        assert_eq!(done, (200, json!({"success": true})), "{client}");
-    }
-}
-
 #[tokio::test]
 async fn straits_start_up_finds_the_sink_and_its_loop_splits_ack_and_nack() {
     let pulled = Pulled::start("tables = [\"public.orders\"]").await;
@@ -401,6 +384,14 @@ async fn straits_start_up_finds_the_sink_and_its_loop_splits_ack_and_nack() {
     assert_eq!(sink["source"]["include_tables"], json!(["public.orders"]));
     assert_eq!(sink["health"]["name"], "Consumer health");
     assert_eq!(sink["health"]["checks"].as_array().unwrap().len(), 5);
+    let (status, taken) = pulled.post("/api/sinks", json!({"name": "orders"})).await;
+    assert_eq!(status, 422);
+    assert_eq!(taken["validation_errors"]["name"], json!(["has already been taken"]));
+    for other in [json!({"name": "nobody"}), json!({})] {
+        let (status, refused) = pulled.post("/api/sinks", other).await;
+        assert_eq!((status, &refused["summary"]), (422, &json!("Validation failed")));
+        assert!(!refused.to_string().contains("taken"), "{refused}");
+    }
     let (_, all) = pulled.get("/api/sinks").await;
     let names: Vec<_> = all["data"].as_array().unwrap().iter().map(|s| &s["name"]).collect();
     assert_eq!(names, ["lake", "orders"]);

@@ -39,7 +39,7 @@ pub(super) fn router(walrace: &Arc<Walrace>, address: SocketAddr) -> Router<Arc<
             .route(&format!("{prefix}/nack"), post(pull::nack));
     }
     routes
-        .route("/sinks", get(sinks::list))
+        .route("/sinks", get(sinks::list).post(sinks::create))
         .route("/sinks/{id_or_name}", get(sinks::show))
         .route_layer(middleware::from_fn_with_state(Arc::new(guard), admit))
         .fallback(no_route)

@@ -4,9 +4,12 @@ use std::sync::Arc;
 
 use axum::{
     Json,
+    body::Bytes,
     extract::{Path, State},
+    http::StatusCode,
+    response::{IntoResponse, Response},
 };
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::{Failure, find};
 use crate::{
@@ -32,6 +35,25 @@ pub(super) async fn show(
     let (name, sink) = find(walrace.config(), &id_or_name)?;
     let status = crate::api::status_of(Arc::clone(&walrace)).await?;
     Ok(Json(object(walrace.config(), (name, sink), &status)))
+}
+
+/// `POST /api/sinks`. Sinks are made in the configuration: a client that makes sure of its own
+/// learns that it is there, or that it cannot make it.
+pub(super) async fn create(
+    State(walrace): State<Arc<Walrace>>,
+    body: Bytes,
+) -> Result<Response, Failure> {
+    let body: Map<String, Value> = serde_json::from_slice(&body)
+        .map_err(|error| Failure::bad(format!("the body is not a JSON object: {error}")))?;
+    let name = body.get("name").and_then(Value::as_str).unwrap_or_default();
+    let problem = match walrace.config().sink.contains_key(name) {
+        true => "has already been taken",
+        false if name.is_empty() => "can't be blank",
+        false => "is not in the configuration of this server, where sinks are made",
+    };
+    let errors = json!({"name": [problem]});
+    let reply = json!({"summary": "Validation failed", "validation_errors": errors});
+    Ok((StatusCode::UNPROCESSABLE_ENTITY, Json(reply)).into_response())
 }
 
 fn object(config: &Config, (name, sink): (&str, &Sink), status: &Status) -> Value {
@@ -69,6 +91,9 @@ fn object(config: &Config, (name, sink): (&str, &Sink), status: &Status) -> Valu
     if let (SinkKind::HttpPull(pull), Some(object)) = (&sink.kind, object.as_object_mut()) {
         object.insert("message_grouping".into(), pull.message_grouping.into());
         object.insert("ack_wait_ms".into(), pull.ack_wait_ms.into());
+        object.insert("max_deliver".into(), pull.max_deliver.into());
+        let retries = pull.max_deliver.map(|deliveries| deliveries.saturating_sub(1));
+        object.insert("max_retry_count".into(), retries.into());
         object.insert("max_ack_pending".into(), pull.max_ack_pending.into());
         object.insert("max_waiting".into(), pull.max_waiting.into());
     }

@@ -16,6 +16,11 @@ pub struct HttpPull {
     /// next.
     #[schemars(range(min = 500))]
     pub ack_wait_ms: u64,
+    /// A message that was delivered so often and not acknowledged becomes a dead letter. Without it
+    /// a message is delivered for as long as it takes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1), example = 20)]
+    pub max_deliver: Option<u32>,
     /// Delivery stops at this many messages that nobody has acknowledged, or one batch above it.
     #[schemars(range(min = 1))]
     pub max_ack_pending: usize,
@@ -35,6 +40,7 @@ impl Default for HttpPull {
         Self {
             message: Format::Sequin,
             ack_wait_ms: 30_000,
+            max_deliver: None,
             max_ack_pending: 10_000,
             pending_bytes_max: 32 << 20,
             max_waiting: 20,

@@ -26,9 +26,9 @@ use crate::{
     config::{self, AfterDeadLetter, From},
     error::{Error, Result},
     journal::{Journal, Lag, Limits},
-    parking::{Lot, Parking, Policy},
+    parking::{Lot, Parking, Policy, Stand},
     pipeline::{self, Cut, Delivery, Lanes},
-    sink::{self, Capabilities, Progress, Sink, SinkStats},
+    sink::{self, Beyond, Capabilities, Progress, Sink, SinkStats, Verdict},
     transform::{Filter, Transform},
 };
 
@@ -297,15 +297,17 @@ impl Delivering {
             .remedy("put back the newer data_dir"));
         }
         self.stats.begin(progress.cursor, recorded.min(progress.cursor));
+        let (lot, done) = self.lot(sinks, &progress).await?;
         let sink = Lanes::new(sinks);
-        let certain = (progress.cursor, progress.retry_seq);
         Ok(Delivery {
             name: self.name.clone(),
             reader: self.journal.reader(progress.cursor)?,
+            journal: self.journal.clone(),
+            done,
             filter: self.filter(),
             transform: Transform::new(&self.name, &self.config)?,
             catalog: self.catalog.clone(),
-            lot: Lot::open(&self.parking, &self.name, self.policy(), certain).await?,
+            lot,
             skips: self.catalog.skips(&self.name).await?,
             progress,
             cut: self.cut(sink.capabilities()),
@@ -320,11 +322,41 @@ impl Delivering {
         })
     }
 
+    /// The sink's lot, and what its target has done beyond its progress. The target lets go of
+    /// retried changes that somebody dropped or edited meanwhile.
+    async fn lot(
+        &self,
+        sinks: &mut [Box<dyn Sink>],
+        progress: &Progress,
+    ) -> Result<(Lot, Vec<(u64, u64)>)> {
+        let mut beyond = Beyond::default();
+        if let Some(sink) = sinks.first_mut() {
+            beyond = sink.beyond(progress).await?;
+        }
+        let stand = Stand {
+            cursor: progress.cursor,
+            retry_seq: progress.retry_seq,
+            done: &beyond.done,
+            out: &beyond.out,
+        };
+        let lot = Lot::open(&self.parking, &self.name, self.policy(), stand).await?;
+        let unknown = lot.unknown(&beyond.out).into_iter();
+        let unknown: Vec<_> = unknown.map(|offset| (offset, Verdict::Behind)).collect();
+        if let Some(sink) = sinks.first_mut().filter(|_| !unknown.is_empty()) {
+            sink.settle(&unknown).await?;
+        }
+        Ok((lot, beyond.done))
+    }
+
     fn policy(&self) -> Policy {
         let config = &self.config;
+        let groups = match &config.kind {
+            config::SinkKind::HttpPull(pull) => pull.message_grouping,
+            _ => true,
+        };
         Policy {
             attempts_max: config.attempts_max,
-            hold: config.after_dead_letter == AfterDeadLetter::Hold,
+            hold: groups && config.after_dead_letter == AfterDeadLetter::Hold,
             wait_min: Duration::from_millis(config.retry_ms_min),
             wait_max: Duration::from_millis(config.retry_ms_max),
             changes_max: config.parked_changes_max,

@@ -3,9 +3,10 @@
 //!
 //! ```text
 //!   write ──► feed (look-ahead, in memory) ──► receive ──► consumer
-//!               │ low-water mark, leases            ack, nack │
-//!               ▼                                             │
-//!             store (durable, of this sink) ◄─────────────────┘
+//!       ▲       │ low-water mark, leases            ack, nack │
+//!       │       ▼                                             │
+//!  verdicts   store (durable, of this sink) ◄─────────────────┘
+//!  (parking)
 //! ```
 //!
 //! The store is the target: it holds the low-water mark, below which everything is acknowledged,
@@ -16,6 +17,7 @@ mod feed;
 mod ranges;
 mod store;
 mod stream;
+mod verdicts;
 
 use std::{
     collections::HashMap,
@@ -34,7 +36,7 @@ use self::{
     store::Store,
     stream::Shared,
 };
-use super::{Capabilities, Context, Progress, Sink, With, Written};
+use super::{Beyond, Capabilities, Context, Progress, Sink, Verdict, With, Written};
 use crate::{
     change::{Batch, Change},
     config::{self, Format},
@@ -127,6 +129,7 @@ impl HttpPull {
 
 fn check(name: &str, options: &config::HttpPull) -> Result<()> {
     let too_small = [
+        ("max_deliver", options.max_deliver == Some(0), 1),
         ("ack_wait_ms", options.ack_wait_ms < 500, 500),
         ("max_ack_pending", options.max_ack_pending == 0, 1),
         ("pending_bytes_max", options.pending_bytes_max == 0, 1),
@@ -162,7 +165,11 @@ fn ack_id(sink: &str, epoch: u64, place: Place) -> Uuid {
 #[async_trait]
 impl Sink for HttpPull {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { transactional_progress: true, ..Capabilities::default() }
+        Capabilities {
+            transactional_progress: true,
+            answers_later: true,
+            ..Capabilities::default()
+        }
     }
 
     async fn open(&mut self) -> Result<Option<Progress>> {
@@ -188,7 +195,8 @@ impl Sink for HttpPull {
         let Some(open) = state.as_mut() else {
             return Err(Error::retry(format!("sink {} is not open", self.name)));
         };
-        let low = open.write(messages, progress).await?;
+        let offsets: Vec<u64> = batch.changes.iter().map(|change| change.offset).collect();
+        let low = open.write(&offsets, messages, progress).await?;
         drop(state);
         failpoint::reach("pull::after_write");
         self.shared.arrived.notify_waiters();
@@ -201,6 +209,29 @@ impl Sink for HttpPull {
             Some(open) => Ok(open.progress()),
             None => Store::peek(&self.path).await,
         }
+    }
+
+    async fn beyond(&mut self, progress: &Progress) -> Result<Beyond> {
+        match self.shared.state.lock().await.as_mut() {
+            Some(open) => open.beyond(progress).await,
+            None => Ok(Beyond::default()),
+        }
+    }
+
+    async fn told(&mut self) {
+        self.shared.told().await;
+    }
+
+    async fn verdicts(&mut self, hold: bool) -> Result<Vec<(u64, Verdict)>> {
+        Ok(self.shared.verdicts(hold).await)
+    }
+
+    async fn settle(&mut self, told: &[(u64, Verdict)]) -> Result<()> {
+        if let Some(open) = self.shared.state.lock().await.as_mut() {
+            open.settle(told).await?;
+        }
+        self.shared.arrived.notify_waiters();
+        Ok(())
     }
 
     async fn close(&mut self) -> Result<()> {

@@ -15,7 +15,7 @@ impl Ranges {
         self.0.is_empty()
     }
 
-    /// From where to where each of them goes.
+    /// From an offset to the one after the last, in order.
     pub(super) fn iter(&self) -> impl Iterator<Item = (u64, u64)> {
         self.0.iter().map(|(from, to)| (*from, *to))
     }

@@ -119,34 +119,19 @@ impl Store {
         begin.await.map_err(|error| self.failed("begin an epoch", error))
     }
 
-    /// Stores messages that the journal's reader will not bring again.
-    pub(super) async fn keep(&self, messages: &[Message], progress: &Progress) -> Result<()> {
-        let keep = async {
-            let mut transaction = self.pool.begin().await?;
-            for message in messages {
-                let none = Keys { room: 0, rows: Vec::new() };
-                let rows = &message.keys.as_ref().unwrap_or(&none).rows;
-                let keys: Vec<u8> = rows.iter().flat_map(|key| key.to_be_bytes()).collect();
-                sqlx::query("INSERT OR REPLACE INTO kept VALUES (?, ?, ?, ?, ?)")
-                    .bind(integer(message.place.offset))
-                    .bind(message.place.part)
-                    .bind(message.keys.as_ref().map(|keys| keys.room.cast_signed()))
-                    .bind(keys)
-                    .bind(&message.body[..])
-                    .execute(&mut *transaction)
-                    .await?;
-            }
-            set_progress(&mut transaction, progress).await?;
-            transaction.commit().await
-        };
-        keep.await.map_err(|error| self.failed("keep a retried message", error))
-    }
-
-    /// Writes down what happened, and the low-water mark, in one step.
-    pub(super) async fn save(&self, unsaved: &Unsaved, progress: &Progress) -> Result<()> {
+    /// Writes down what happened, with the messages to keep, and the low-water mark, in one step.
+    pub(super) async fn save(
+        &self,
+        unsaved: &Unsaved,
+        keep: &[&Message],
+        progress: &Progress,
+    ) -> Result<()> {
         let save = async {
             let mut transaction = self.pool.begin().await?;
             save_leases(&mut transaction, unsaved).await?;
+            for message in keep {
+                save_message(&mut transaction, message).await?;
+            }
             for (from, to) in unsaved.ranges.iter() {
                 sqlx::query("DELETE FROM acked WHERE from_offset >= ? AND from_offset < ?")
                     .bind(integer(from))
@@ -180,6 +165,21 @@ impl Store {
             Error::new(class, format!("{} cannot {what}", self.path.display())).caused_by(error);
         if primary == 13 { error.remedy("free space on the volume of data_dir") } else { error }
     }
+}
+
+/// Stores a message that the journal's reader will not bring again.
+async fn save_message(connection: &mut SqliteConnection, message: &Message) -> sqlx::Result<()> {
+    let rows = message.keys.as_ref().map_or(&[][..], |keys| &keys.rows);
+    let keys: Vec<u8> = rows.iter().flat_map(|key| key.to_be_bytes()).collect();
+    sqlx::query("INSERT OR REPLACE INTO kept VALUES (?, ?, ?, ?, ?)")
+        .bind(integer(message.place.offset))
+        .bind(message.place.part)
+        .bind(message.keys.as_ref().map(|keys| keys.room.cast_signed()))
+        .bind(keys)
+        .bind(&message.body[..])
+        .execute(connection)
+        .await?;
+    Ok(())
 }
 
 async fn save_leases(connection: &mut SqliteConnection, unsaved: &Unsaved) -> sqlx::Result<()> {

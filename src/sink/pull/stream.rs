@@ -13,13 +13,14 @@ use uuid::Uuid;
 use super::{
     ack_id,
     feed::{Feed, Message, Unsaved},
+    ranges::Ranges,
     store::Store,
 };
 use crate::{
     config,
     error::{Error, Result},
     failpoint,
-    sink::Progress,
+    sink::{Beyond, Progress, Verdict},
 };
 
 /// So long an acknowledgement waits for a sink that is just opening.
@@ -35,8 +36,8 @@ pub(super) struct Shared {
     pub(super) state: Mutex<Option<Open>>,
     /// Told when there may be something to receive.
     pub(super) arrived: Notify,
-    /// Told when something was acknowledged.
-    acked: Notify,
+    /// Told when the loop may go on: something was acknowledged, or came back.
+    moved: Notify,
     waiting: Semaphore,
 }
 
@@ -49,6 +50,7 @@ pub(super) struct Open {
     /// As the store has it.
     progress: Option<Progress>,
     lease: Duration,
+    deliveries_max: Option<u32>,
 }
 
 impl Shared {
@@ -59,7 +61,7 @@ impl Shared {
             stop,
             state: Mutex::default(),
             arrived: Notify::new(),
-            acked: Notify::new(),
+            moved: Notify::new(),
             waiting: Semaphore::new(options.max_waiting.min(Semaphore::MAX_PERMITS)),
         }
     }
@@ -67,22 +69,65 @@ impl Shared {
     pub(super) fn begin(&self, store: Store) -> Open {
         let (name, feed) = (self.name.clone(), Feed::default());
         let lease = Duration::from_millis(self.options.ack_wait_ms);
-        Open { name, store, feed, progress: None, lease }
+        let deliveries_max = self.options.max_deliver;
+        Open { name, store, feed, progress: None, lease, deliveries_max }
     }
 
-    /// Waits until more may be looked ahead.
-    pub(super) async fn with_room(&self, needed: bool) -> Result<MutexGuard<'_, Option<Open>>> {
+    /// Whether no more is looked ahead; what was there before a restart is brought again first.
+    fn is_crowded(&self, feed: &Feed) -> bool {
+        if feed.catches_up() {
+            return false;
+        }
         let (count, bytes) = (self.options.max_ack_pending, self.options.pending_bytes_max);
-        let has_room = |open: &Open| open.feed.len() < count && open.feed.bytes() < bytes;
+        feed.len() >= count || feed.bytes() >= bytes
+    }
+
+    /// Whether the loop has something to hear, once leases are ended whose time is over, and when
+    /// the next one ends.
+    fn look(&self, state: &mut Option<Open>) -> (bool, Option<Instant>) {
+        let Some(Open { feed, .. }) = state else { return (false, None) };
+        feed.expire();
+        (feed.has_verdicts(self.is_crowded(feed)), feed.next_release())
+    }
+
+    /// Waits until there are verdicts.
+    pub(super) async fn told(&self) {
         loop {
-            let acked = self.acked.notified();
-            let state = self.state.lock().await;
-            if !needed || state.as_ref().is_none_or(has_room) {
+            let moved = self.moved.notified();
+            let mut state = self.state.lock().await;
+            let (told, release) = self.look(&mut state);
+            drop(state);
+            if told {
+                return;
+            }
+            tokio::select! {
+                () = moved => {}
+                () = until(release) => {}
+            }
+        }
+    }
+
+    /// The verdicts since the last call.
+    pub(super) async fn verdicts(&self, hold: bool) -> Vec<(u64, Verdict)> {
+        let mut state = self.state.lock().await;
+        let Some(open) = state.as_mut() else { return Vec::new() };
+        let crowded = self.is_crowded(&open.feed);
+        open.feed.verdicts(hold, crowded)
+    }
+
+    /// Waits until more may be looked ahead, or the loop has something to hear that makes room.
+    pub(super) async fn with_room(&self, needed: bool) -> Result<MutexGuard<'_, Option<Open>>> {
+        loop {
+            let moved = self.moved.notified();
+            let mut state = self.state.lock().await;
+            let (told, release) = self.look(&mut state);
+            if !needed || told || state.as_ref().is_none_or(|open| !self.is_crowded(&open.feed)) {
                 return Ok(state);
             }
             drop(state);
             tokio::select! {
-                () = acked => {}
+                () = moved => {}
+                () = until(release) => {}
                 () = self.stop.cancelled() => {
                     return Err(Error::retry(format!("sink {} is told to stop", self.name)));
                 }
@@ -100,11 +145,11 @@ impl Open {
     pub(super) async fn reload(&mut self) -> Result<()> {
         self.progress = self.store.progress().await?;
         let Some(Progress { epoch, cursor, .. }) = self.progress else {
-            self.feed = Feed::default();
+            self.feed = Feed::new(0, Ranges::default(), self.deliveries_max);
             return Ok(());
         };
         let held = self.store.held().await?;
-        let mut feed = Feed::new(cursor, held.done);
+        let mut feed = Feed::new(cursor, held.done, self.deliveries_max);
         for (place, lease) in held.leases {
             feed.remember(place, ack_id(&self.name, epoch, place), lease);
         }
@@ -116,33 +161,50 @@ impl Open {
         Ok(())
     }
 
-    /// Adds what the loop brings; the low-water mark, durable.
+    /// Adds what the loop brings of the changes at `offsets`; the low-water mark, durable.
     pub(super) async fn write(
         &mut self,
-        mut messages: Vec<Message>,
+        offsets: &[u64],
+        messages: Vec<Message>,
         progress: &Progress,
     ) -> Result<u64> {
         let had = self.progress.map_or(0, |own| own.retry_seq);
-        let retried = progress.retry_seq > had && !messages.is_empty();
+        let retried = progress.retry_seq > had && !offsets.is_empty();
         let first = messages.first().filter(|_| !retried).map(|message| message.place.offset);
         let start = first.unwrap_or(progress.cursor).min(progress.cursor);
         let begin = Progress { cursor: start, retry_seq: had, ..*progress };
         let own = self.follow(&begin).await?;
-        if retried {
-            messages.iter_mut().for_each(|message| message.kept = true);
-            let own = Progress { retry_seq: progress.retry_seq, ..own };
-            self.store.keep(&messages, &own).await?;
-            self.progress = Some(own);
-        }
+        let own = Progress { retry_seq: progress.retry_seq, ..own };
         for message in messages {
-            self.feed.push(message, self.lease);
-        }
-        if retried {
-            return Ok(progress.cursor); // the store has them, whatever else waits
+            self.feed.push(Message { kept: retried, ..message }, self.lease);
         }
         self.feed.written(progress.cursor);
-        self.save_as(Progress { retry_seq: progress.retry_seq, ..own }).await?;
+        if retried {
+            self.feed.keep(offsets);
+            self.save_as(own).await?;
+            return Ok(progress.cursor); // the store has them, whatever else waits
+        }
+        self.save_as(own).await?;
         Ok(self.feed.low())
+    }
+
+    /// What is done beyond the low-water mark, and what is kept. Follows a rewind at once: what
+    /// came of the epoch before says nothing of this one.
+    pub(super) async fn beyond(&mut self, progress: &Progress) -> Result<Beyond> {
+        if let Some(own) = self.progress.filter(|own| own.epoch < progress.epoch) {
+            self.follow(&Progress { retry_seq: own.retry_seq, ..*progress }).await?;
+        }
+        let entries = self.feed.pending.values().filter(|entry| entry.message.kept);
+        let mut out: Vec<u64> = entries.map(|entry| entry.message.place.offset).collect();
+        out.dedup();
+        Ok(Beyond { done: self.feed.done.iter().collect(), out })
+    }
+
+    /// The loop has written these verdicts down.
+    pub(super) async fn settle(&mut self, told: &[(u64, Verdict)]) -> Result<()> {
+        self.feed.settle(told);
+        failpoint::reach("pull::before_settle");
+        self.save().await
     }
 
     /// Follows the loop into its epoch.
@@ -179,7 +241,10 @@ impl Open {
         if self.feed.unsaved.is_empty() && self.progress == Some(progress) {
             return Ok(());
         }
-        self.store.save(&self.feed.unsaved, &progress).await?;
+        let entries =
+            self.feed.unsaved.keep.iter().filter_map(|place| self.feed.pending.get(place));
+        let keep: Vec<&Message> = entries.map(|entry| &entry.message).collect();
+        self.store.save(&self.feed.unsaved, &keep, &progress).await?;
         self.feed.unsaved = Unsaved::default();
         self.feed.forget(progress.cursor);
         self.progress = Some(progress);
@@ -239,23 +304,25 @@ impl Stream {
 
     /// What can be had now, and when more may be because a lease ends.
     async fn take(&self, max: usize) -> Result<(Vec<Pulled>, Option<Instant>)> {
-        let (messages, release) = {
+        let (made, messages, release) = {
             let mut state = self.0.state.lock().await;
             let Some(open) = state.as_mut() else { return Ok((Vec::new(), None)) };
-            (open.feed.take(max, open.lease), open.feed.next_release())
+            (open.feed.made, open.feed.take(max, open.lease), open.feed.next_release())
         };
         if !messages.is_empty() {
             failpoint::reach("pull::before_lease");
             let mut state = self.0.state.lock().await;
-            if let Some(open) = state.as_mut()
-                && let Err(error) = open.save().await
-            {
+            let Some(open) = state.as_mut().filter(|open| open.feed.made == made) else {
+                return Ok((Vec::new(), None)); // opened anew: nobody has them
+            };
+            if let Err(error) = open.save().await {
                 messages.iter().for_each(|(id, _)| open.feed.nack(id));
                 return Err(error);
             }
             failpoint::reach("pull::after_lease");
         }
         let pulled = |(ack_id, body)| Pulled { ack_id, body };
+        self.0.moved.notify_waiters();
         Ok((messages.into_iter().map(pulled).collect(), release))
     }
 
@@ -270,16 +337,22 @@ impl Stream {
     }
 
     async fn settle(&self, ids: &[Uuid], of_one: fn(&mut Feed, &Uuid)) -> Result<()> {
-        if let Some(open) = self.open().await?.as_mut() {
-            ids.iter().for_each(|id| of_one(&mut open.feed, id));
-        }
-        failpoint::reach("pull::before_ack");
-        if let Some(open) = self.0.state.lock().await.as_mut() {
-            open.save().await?;
+        loop {
+            let made = self.open().await?.as_mut().map(|open| {
+                ids.iter().for_each(|id| of_one(&mut open.feed, id));
+                open.feed.made
+            });
+            failpoint::reach("pull::before_ack");
+            let mut state = self.0.state.lock().await;
+            // Opened anew meanwhile, it knows nothing of this.
+            if let Some(open) = state.as_mut().filter(|open| Some(open.feed.made) == made) {
+                open.save().await?;
+                break;
+            }
         }
         failpoint::reach("pull::after_ack");
         self.0.arrived.notify_waiters();
-        self.0.acked.notify_waiters();
+        self.0.moved.notify_waiters();
         Ok(())
     }
 
@@ -296,5 +369,13 @@ impl Stream {
                 return Err(Error::retry(format!("sink {} is not open yet", self.0.name)));
             }
         }
+    }
+}
+
+/// Waits until then; for ever where it says nothing.
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }

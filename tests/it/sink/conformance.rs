@@ -213,7 +213,7 @@ async fn only_one_writes(target: &mut dyn Target, mut zombie: Box<dyn Sink>) {
 }
 
 /// The named points of a sink's loop.
-const POINTS: [&str; 4] = [
+pub(super) const POINTS: [&str; 4] = [
     "deliver::before_transform:2",
     "deliver::before_write:3",
     "deliver::after_write:4",
@@ -308,7 +308,7 @@ pub(crate) async fn compare(target: &mut dyn Target, caps: Capabilities, cluster
 
 /// What comes for the first time comes in order, key for key; what comes again has the same
 /// idempotency key.
-fn ordered_per_key(changes: &[Json]) {
+pub(super) fn ordered_per_key(changes: &[Json]) {
     let mut last = BTreeMap::new();
     let mut ids = BTreeMap::new();
     for change in changes {

@@ -25,6 +25,7 @@ mod pages;
 pub(crate) mod plain;
 pub(crate) mod postgres;
 mod pull;
+mod pull_target;
 mod queue;
 pub(crate) mod rabbitmq;
 mod receiver;

@@ -8,7 +8,7 @@ use walrace::{
     change::{Batch, Before, Change, Op, Row, Value},
     config,
     error::Class,
-    sink::{self, Context, Progress, Pulled, Sink, Stream, Written},
+    sink::{self, Beyond, Context, Progress, Pulled, Sink, Stream, Verdict, Written},
 };
 
 use super::{batch, context, truncate};
@@ -304,6 +304,136 @@ async fn two_consumers_never_have_the_same_message() {
     assert_eq!(all.into_iter().collect::<BTreeSet<_>>().len(), 400);
 }
 
+fn words(told: &[(u64, Verdict)]) -> String {
+    let word = |(offset, verdict): &(u64, Verdict)| match verdict {
+        Verdict::Durable => format!("{offset} durable"),
+        Verdict::GivenUp { attempts, next: None, .. } => format!("{offset} given up {attempts}"),
+        Verdict::GivenUp { next: Some(next), .. } => format!("{offset} given up for {next}"),
+        Verdict::Behind => format!("{offset} behind"),
+        Verdict::SetAside => format!("{offset} set aside"),
+    };
+    told.iter().map(word).collect::<Vec<_>>().join(", ")
+}
+
+fn group() -> Batch {
+    of(vec![
+        update(0, None, "a"),
+        update(1, None, "a"),
+        update(2, None, "b"),
+        update(3, Some("b"), "a"), // both keys
+        update(4, None, "b"),
+        update(5, None, "c"),
+    ])
+}
+
+#[tokio::test]
+async fn what_waits_for_a_message_that_is_given_up_goes_with_it_or_goes_on() {
+    for hold in [true, false] {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut both, _) = begin(&directory, json!({"max_deliver": 1})).await;
+        both.write(&group(), at(1, 6)).await;
+        let first = both.receive(10).await;
+        assert_eq!(offsets(&first), [0, 2, 5]);
+        both.stream.nack(&ids(&first[..1])).await.unwrap();
+        both.sink.told().await;
+        let told = both.sink.verdicts(hold).await.unwrap();
+        let expected = match hold {
+            true => "0 given up 1, 1 behind, 3 behind, 4 behind",
+            false => "0 given up for 1",
+        };
+        assert_eq!(words(&told), expected);
+        both.stream.ack(&ids(&first[..1])).await.unwrap();
+        assert!(both.receive(10).await.is_empty(), "nothing passes it before it is parked");
+        both.sink.settle(&told).await.unwrap();
+        both.stream.ack(&ids(&first[1..])).await.unwrap();
+        if !hold {
+            for offset in [1, 3, 4] {
+                let next = both.receive(10).await;
+                assert_eq!(offsets(&next), [offset]);
+                both.stream.ack(&ids(&next)).await.unwrap();
+            }
+        }
+        assert_eq!(both.write(&Batch::default(), at(1, 6)).await, 6);
+        let (both, progress) = both.killed().await;
+        assert_eq!(progress, Some(at(1, 6)));
+        assert!(both.receive(10).await.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn deliveries_are_counted_over_a_kill_and_what_was_given_up_is_done_beyond_the_cursor() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut both, _) = begin(&directory, json!({"max_deliver": 2})).await;
+    both.write(&batch(0..4), at(1, 4)).await;
+    let first = both.receive(10).await;
+    both.stream.nack(&ids(&first[2..3])).await.unwrap();
+    assert_eq!(offsets(&both.receive(10).await), [2]);
+    let (mut both, _) = both.killed().await;
+    both.write(&batch(0..4), at(1, 4)).await;
+    both.stream.nack(&ids(&first[2..3])).await.unwrap();
+    let told = both.sink.verdicts(true).await.unwrap();
+    assert_eq!(words(&told), "2 given up 2");
+    // Killed before the sink heard that it is parked: it says so again.
+    let (mut both, _) = both.killed().await;
+    assert_eq!(both.sink.beyond(&at(1, 0)).await.unwrap(), Beyond::default());
+    both.write(&batch(0..4), at(1, 4)).await;
+    let told = both.sink.verdicts(true).await.unwrap();
+    assert_eq!(words(&told), "2 given up 2");
+    both.sink.settle(&told).await.unwrap();
+    let (mut both, _) = both.killed().await;
+    let beyond = both.sink.beyond(&at(1, 0)).await.unwrap();
+    assert_eq!(beyond, Beyond { done: vec![(2, 3)], out: vec![] });
+    assert_eq!(both.sink.beyond(&at(2, 0)).await.unwrap(), Beyond::default(), "a rewind");
+}
+
+#[tokio::test]
+async fn a_retried_change_is_out_until_its_verdict_and_is_counted_anew() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut both, _) = begin(&directory, json!({"max_deliver": 1})).await;
+    let retry = |retry_seq| Progress { retry_seq, ..at(1, 5) };
+    both.write(&Batch::default(), at(1, 5)).await;
+    for seq in [1, 2] {
+        both.write(&batch(2..3), retry(seq)).await;
+        let beyond = both.sink.beyond(&retry(seq)).await.unwrap();
+        assert_eq!(beyond, Beyond { done: vec![], out: vec![2] });
+        let message = both.receive(9).await;
+        let (how, word) = match seq {
+            1 => (both.stream.nack(&ids(&message)).await, "2 given up 1"),
+            _ => (both.stream.ack(&ids(&message)).await, "2 durable"),
+        };
+        how.unwrap();
+        let told = both.sink.verdicts(true).await.unwrap();
+        assert_eq!(words(&told), word);
+        both.sink.settle(&told).await.unwrap();
+        assert_eq!(both.sink.beyond(&retry(seq)).await.unwrap(), Beyond::default());
+    }
+}
+
+#[tokio::test]
+async fn a_stuck_group_that_fills_the_look_ahead_is_set_aside_and_slow_consumers_are_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut both, _) = begin(&directory, json!({"max_ack_pending": 4})).await;
+    let changes = of((0..4).map(|offset| update(offset, None, "a")).collect());
+    both.write(&changes, at(1, 4)).await;
+    let (more, progress) = (batch(4..6), at(1, 6));
+    let first = both.receive(9).await;
+    let wait = Duration::from_millis(50);
+    let full = tokio::time::timeout(wait, both.sink.write(&more, &progress)).await;
+    assert!(full.is_err(), "it was delivered once: its consumer may be at work");
+    both.stream.nack(&ids(&first)).await.unwrap();
+    assert_eq!(both.receive(9).await, first);
+    assert_eq!(both.write(&more, progress).await, 0, "what makes room is to be heard");
+    let told = both.sink.verdicts(true).await.unwrap();
+    assert_eq!(words(&told), "0 set aside, 1 behind, 2 behind, 3 behind");
+    both.sink.settle(&told).await.unwrap();
+    assert_eq!(both.write(&Batch::default(), progress).await, 4, "it no longer holds the journal");
+    let beyond = both.sink.beyond(&progress).await.unwrap();
+    assert_eq!(beyond.out, [0]);
+    let (mut both, _) = both.killed().await;
+    both.stream.ack(&ids(&first)).await.unwrap();
+    assert_eq!(words(&both.sink.verdicts(true).await.unwrap()), "0 durable");
+}
+
 #[tokio::test]
 async fn a_rewind_delivers_again_under_new_ids_and_an_older_epoch_is_refused() {
     let directory = tempfile::tempdir().unwrap();
@@ -378,9 +508,13 @@ async fn messages_are_sequins_unless_told_otherwise_and_what_it_has_no_word_for_
 
 #[test]
 fn options_out_of_range_are_refused() {
-    for (key, value) in
-        [("ack_wait_ms", 499), ("max_ack_pending", 0), ("pending_bytes_max", 0), ("max_waiting", 0)]
-    {
+    for (key, value) in [
+        ("ack_wait_ms", 499),
+        ("max_deliver", 0),
+        ("max_ack_pending", 0),
+        ("pending_bytes_max", 0),
+        ("max_waiting", 0),
+    ] {
         let config = serde_json::from_value(json!({"kind": "http_pull", key: value})).unwrap();
         let error = sink::open("pulled", &config, &context()).expect_err("a refusal");
         assert_eq!(error.class(), Class::Config, "{error}");
