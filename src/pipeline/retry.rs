@@ -49,7 +49,8 @@ impl Delivery<'_> {
         let mut run = Run::default();
         let (mut gone, mut stay) = (Vec::new(), Vec::<Keys>::new());
         for change in changes {
-            let (offset, keys) = (change.offset, change.keys());
+            let offset = change.offset;
+            let keys = self.lot.keys(offset).cloned().unwrap_or_else(|| change.keys());
             if stay.iter().any(|other| other.meets(&keys)) {
                 stay.push(keys); // what it waits behind stays parked after all
                 continue;
@@ -65,6 +66,7 @@ impl Delivery<'_> {
             }
         }
         if !gone.is_empty() {
+            self.stats.filter(gone.len());
             self.lot.delivered(&gone).await?;
         }
         let mut runs = vec![run];

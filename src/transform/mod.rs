@@ -32,7 +32,7 @@ use self::{
     view::{ByTable, Columns, View},
 };
 use crate::{
-    change::Change,
+    change::{Change, Keys},
     config,
     error::{Result, ResultExt},
 };
@@ -116,6 +116,35 @@ impl Transform {
         self.run(change).context(|| format!("by the rules of sink {}", self.sink))
     }
 
+    /// The keys that a change keeps its order by where a rule fails on it: its own, and those that
+    /// its messages would have as far as the other rules tell.
+    pub fn keys_despite(&mut self, change: &Change) -> Keys {
+        let mut parts = self.parts_despite(change.clone()).into_iter();
+        let mut keys = parts.next().map_or_else(|| change.keys(), |part| part.keys());
+        parts.for_each(|part| keys.join(part.keys()));
+        keys
+    }
+
+    fn parts_despite(&mut self, change: Change) -> Vec<Change> {
+        if let Some(event) = self.outbox.as_mut().and_then(|outbox| outbox.keyed(&change)) {
+            return vec![event];
+        }
+        let mut parts = vec![change.clone()];
+        for step in &mut self.steps {
+            match step.apply(parts.clone(), &mut self.columns) {
+                Ok(made) if !made.is_empty() => parts = made,
+                _ => {}
+            }
+        }
+        for part in &mut parts {
+            if let Ok(Some(key)) = self.message.key_of(part, &mut self.columns) {
+                part.shaped_mut().key.get_or_insert(key);
+            }
+            part.keep_keys_of(&change);
+        }
+        parts
+    }
+
     fn run(&mut self, change: Change) -> Result<Shape> {
         if let Some(condition) = &self.condition {
             let columns = columns_of(&mut self.columns, &change)?;
@@ -131,7 +160,7 @@ impl Transform {
                 Sorted::Other(change) => change,
             },
         };
-        let closes = change.closes_transaction;
+        let source = change.clone();
         let mut parts = vec![change];
         for step in &mut self.steps {
             parts = step.apply(parts, &mut self.columns)?;
@@ -142,7 +171,8 @@ impl Transform {
         let last = parts.len() - 1;
         for (number, part) in parts.iter_mut().enumerate() {
             self.message.apply(part, &mut self.columns)?;
-            part.closes_transaction = closes && number == last;
+            part.keep_keys_of(&source);
+            part.closes_transaction = source.closes_transaction && number == last;
             if last > 0 {
                 part.shaped_mut().part = u32::try_from(number).unwrap_or(u32::MAX);
             }
@@ -154,6 +184,17 @@ impl Transform {
 impl MessageRules {
     fn is_empty(&self) -> bool {
         self.route.is_none() && self.key.is_none() && self.headers.is_empty()
+    }
+
+    /// The key that the expression gives; `None` where there is no expression, or no row to read.
+    fn key_of(
+        &self,
+        change: &Change,
+        columns: &mut ByTable<(), Arc<Columns>>,
+    ) -> Result<Option<String>> {
+        let (Some(expression), Some(_)) = (&self.key, change.key_row()) else { return Ok(None) };
+        let columns = columns_of(columns, change)?;
+        expression.text(&View::new(change, &columns))
     }
 
     /// Decides what no function has decided yet. A change without a row keeps the sink's own where

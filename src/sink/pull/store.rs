@@ -133,9 +133,8 @@ impl Store {
         let kept = sqlx::query("SELECT \"offset\", part, room, keys, body FROM kept ORDER BY 1, 2");
         for row in kept.fetch_all(&self.pool).await? {
             let room: Option<i64> = row.try_get(2)?;
-            let (keys, _) = row.try_get::<&[u8], _>(3)?.as_chunks::<16>();
-            let rows = keys.iter().map(|key| u128::from_be_bytes(*key)).collect();
-            let keys = room.map(|room| Keys { room: room.cast_unsigned(), rows });
+            let keys: &[u8] = row.try_get(3)?;
+            let keys = room.map(|room| Keys::from_bytes(room.cast_unsigned(), keys));
             held.kept.push((place_of(&row)?, keys, row.try_get::<Vec<u8>, _>(4)?.into()));
         }
         Ok(held)
@@ -164,9 +163,7 @@ impl Store {
         let keep = async {
             let mut transaction = self.pool.begin().await?;
             for message in messages {
-                let none = Keys { room: 0, rows: Vec::new() };
-                let rows = &message.keys.as_ref().unwrap_or(&none).rows;
-                let keys: Vec<u8> = rows.iter().flat_map(|key| key.to_be_bytes()).collect();
+                let keys = message.keys.as_ref().map(Keys::to_bytes).unwrap_or_default();
                 sqlx::query("INSERT OR REPLACE INTO kept VALUES (?, ?, ?, ?, ?)")
                     .bind(integer(message.place.offset))
                     .bind(message.place.part)
