@@ -72,7 +72,11 @@ impl Delivery<'_> {
         let mut runs = vec![run];
         while let Some(mut run) = runs.pop().filter(|run| !run.is_empty()) {
             match self.send_again(&run).await {
-                Ok(written) => self.settle(run, written).await?,
+                Ok(written) => {
+                    if !self.settle(run, written).await? {
+                        runs.clear(); // what waits behind the rest of it is due only after it
+                    }
+                }
                 Err(error) if error.class() == Class::Data && run.len() > 1 => {
                     // Or one half, once delivered under this number, would vouch for the other.
                     self.lot.forget_sent(&offsets(&run.batch)).await?;
@@ -148,7 +152,8 @@ impl Delivery<'_> {
         Ok(written)
     }
 
-    async fn settle(&mut self, run: Run, written: Written) -> Result<()> {
+    /// Takes what was delivered out of the lot; whether that was all of it.
+    async fn settle(&mut self, run: Run, written: Written) -> Result<bool> {
         let outcomes = match written {
             Written::All => (0..run.batch.changes.len()).map(|_| Outcome::Durable).collect(),
             Written::Each(outcomes) => outcomes,
@@ -190,7 +195,7 @@ impl Delivery<'_> {
                 self.name
             )));
         }
-        Ok(())
+        Ok(delivered.len() == units)
     }
 
     async fn settle_refused(&mut self, run: Run, error: String) -> Result<()> {

@@ -598,3 +598,62 @@ async fn an_edited_change_keeps_the_order_of_its_old_key_and_of_its_new_one() {
     let values: Vec<&str> = seen.iter().map(|c| c["after"]["v"].as_str().unwrap()).collect();
     assert_eq!(values, ["free", "on", "moved", "one", "two"]);
 }
+
+#[tokio::test]
+async fn a_change_leaves_the_lot_when_all_of_its_parts_are_there() {
+    let rules = "batch = false\nattempts_max = 100000\n[[sink.hook.transform]]\n\
+                 explode = \"record.v.split(',')\"\nas = \"item\"\n";
+    let scene = Scene::set(rules).await;
+    scene.hook.refuse(|change| change["after"]["item"] == "b");
+    scene.cluster.sql("insert into item values (1, 'a,b,c')").await;
+    // Each attempt brings the part before the refused one.
+    scene.hook.wait_until(|seen| seen.len() >= 4).await;
+    scene.wait_parked(1, 0).await;
+    scene.hook.refuse_nothing();
+    scene.wait_parked(0, 0).await;
+    let seen = scene.hook.changes();
+    let parts: Vec<&str> = seen.iter().map(|c| c["after"]["item"].as_str().unwrap()).collect();
+    assert!(parts.ends_with(&["a", "b", "c"]), "{parts:?}");
+    assert_eq!(parts.iter().filter(|part| **part == "c").count(), 1, "{parts:?}");
+}
+
+#[tokio::test]
+async fn no_half_of_a_refused_retry_vouches_for_the_other_over_a_kill() {
+    let cluster = Cluster::start().await;
+    let target = "create schema copy; create table copy.item (id int primary key, v text);
+                  alter table copy.item add constraint c check (id > 100)";
+    cluster.sql(&format!("{TABLES}; {target}")).await;
+    let mut server = Server::new(&format!(
+        "{}tables = [\"public.item\"]\n[sink.copy]\nkind = \"postgres\"\nurl = \"{}\"\n\
+         table = \"copy.{{table}}\"\non_refusal = \"park\"\nattempts_max = 100000\n\
+         retry_ms_min = 10\nretry_ms_max = 10\n",
+        source_toml("app", &cluster.unix_url()),
+        cluster.url()
+    ));
+    let parked = async |server: &Server, count: u64| {
+        let probe = async || {
+            let status: Value = serde_json::from_str(&server.try_get("/status").await?.1).ok()?;
+            (status["sinks"][0]["parked_changes"] == count).then_some(())
+        };
+        wait_for(PATIENCE, probe, || format!("{count} parked: {}", server.log_tail())).await;
+    };
+    server.start_ready().await;
+    let insert = "insert into public.item select i, 'x' from generate_series(1, 4) i";
+    cluster.sql(&format!("{insert}; insert into public.item values (101, 'y')")).await;
+    parked(&server, 4).await;
+    server.kill();
+    let mended = "alter table copy.item drop constraint c;
+                  alter table copy.item add constraint c check (id <> 4)";
+    cluster.sql(mended).await;
+    // The retry of all four is refused; the first half of it is taken, and that is all.
+    server.start_to_die_at("deliver::after_retry:1");
+    server.wait_exit(PATIENCE).await;
+    let there = async || cluster.value("select array_agg(id order by id) from copy.item").await;
+    assert_eq!(there().await, json!([1, 2, 101]));
+    server.start_ready().await;
+    parked(&server, 1).await;
+    assert_eq!(there().await, json!([1, 2, 3, 101]));
+    cluster.sql("alter table copy.item drop constraint c").await;
+    parked(&server, 0).await;
+    assert_eq!(there().await, json!([1, 2, 3, 4, 101]));
+}
