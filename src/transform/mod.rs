@@ -116,6 +116,12 @@ impl Transform {
         self.run(change).context(|| format!("by the rules of sink {}", self.sink))
     }
 
+    /// Whether a sink is to get anything of the change, be it a dead letter: a rule that fails
+    /// leaves nothing out.
+    pub fn wants(&mut self, change: &Change) -> bool {
+        self.is_plain() || !matches!(self.explain(change.clone()), Ok(Shape::LeftOut(_)))
+    }
+
     /// The keys that a change keeps its order by where a rule fails on it: its own, and those that
     /// its messages would have as far as the other rules tell.
     pub fn keys_despite(&mut self, change: &Change) -> Keys {

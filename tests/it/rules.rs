@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::kit::{Cluster, FileRecorder, Recorder, Server, source_toml};
+use crate::kit::{Answer, Cluster, FileRecorder, Recorder, Server, source_toml, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const SHOP: &str = "
@@ -271,4 +271,48 @@ async fn rules_are_tried_on_real_changes_whether_it_runs_or_not() {
     let (code, _, said) = scene.walrace(&test);
     assert_eq!(code, Some(1));
     assert!(said.contains("sink lake: `where`, line 1, column 13: "), "{said}");
+}
+
+#[tokio::test]
+async fn what_a_sink_is_missing_is_what_its_rules_let_through_whether_it_runs_or_not() {
+    let hook = Recorder::start().await;
+    let sink = format!(
+        "[sink.hook]\nkind = \"webhook\"\nurl = \"{}\"\ntables = [\"public.orders\"]\nreads = false\n\
+         where = \"op == 'delete' || record.net / 1.0 > 10.0\"\nattempts_max = 1\n",
+        hook.url()
+    );
+    let mut scene = Scene::set(&sink).await;
+    hook.refuse(|change| change["after"]["id"] == 1);
+    scene.cluster.sql("insert into orders values (1, 'bad', 20, '[]', null)").await;
+    let parked = async || {
+        let status: Value = serde_json::from_str(&scene.server.get("/status").await.1).unwrap();
+        (status["sinks"][0]["parked_changes"] == 1).then_some(())
+    };
+    wait_for(PATIENCE, parked, || scene.server.log_tail()).await;
+    hook.always(Answer::Refuse(503));
+    scene
+        .cluster
+        .sql(
+            "insert into orders values (2, 'small', 5, '[]', null), (3, 'large', 50, '[]', null),
+             (4, 'fails', null, '[]', null); delete from orders where id = 2",
+        )
+        .await;
+    let behind = async || {
+        let status: Value = serde_json::from_str(&scene.server.get("/status").await.1).unwrap();
+        (status["sinks"][0]["behind_changes"].as_u64() >= Some(3)).then_some(())
+    };
+    wait_for(PATIENCE, behind, || scene.server.log_tail()).await;
+    let (_, told, _) = scene.walrace(&["lag"]);
+    assert!(told.contains("before filters and rules"), "{told}");
+    let running = scene.walrace(&["missing", "--sink", "hook", "--json"]);
+    scene.server.kill();
+    let stopped = scene.walrace(&["missing", "--sink", "hook", "--json"]);
+    assert_eq!((running.0, stopped.0), (Some(3), Some(3)), "{} {}", running.2, stopped.2);
+    assert_eq!(running.1, stopped.1);
+    let lines: Vec<Value> = stopped.1.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let offsets: Vec<u64> = lines.iter().map(|line| line["offset"].as_u64().unwrap()).collect();
+    assert_eq!(offsets, [2, 3, 4], "what a rule leaves out is not missing, what it fails on is");
+    for said in [&running.2, &stopped.2] {
+        assert!(said.contains(" are parked: `walrace dlq list --sink hook`"), "{said}");
+    }
 }
