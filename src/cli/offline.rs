@@ -108,6 +108,7 @@ impl<'a> Offline<'a> {
             dead_letters,
             parked_bytes: 0,
             parked_changes_max: self.configured(name)?.parked_changes_max,
+            unmatched_columns: 0,
             filtered_changes: 0,
             totals: Totals::default(),
         })

@@ -132,9 +132,18 @@ impl Delivery<'_> {
         for change in batch.changes {
             self.shape(change, &mut run)?;
         }
+        self.show_unmatched();
         self.lot.save().await?;
         self.show_lot();
         Ok(run)
+    }
+
+    /// Tells people of columns that rules name and tables do not have: a mask may hide nothing.
+    fn show_unmatched(&mut self) {
+        for unmatched in self.transform.take_news() {
+            warn!("sink {}: {unmatched}", self.name);
+        }
+        self.stats.set_unmatched(self.transform.count_unmatched());
     }
 
     fn shape(&mut self, change: Change, run: &mut Run) -> Result<()> {

@@ -18,23 +18,27 @@ mod scope;
 mod step;
 #[cfg(test)]
 mod tests;
+mod unmatched;
 mod view;
 
 use std::sync::Arc;
 
 pub use filter::Filter;
+pub use unmatched::Unmatched;
 
 use self::{
     expression::Expression,
     outbox::{Outbox, Sorted},
     plain::Plain,
     step::Step,
+    unmatched::Name,
     view::{ByTable, Columns, View},
 };
 use crate::{
-    change::{Change, Keys},
+    change::{Change, Keys, Op},
     config,
     error::{Result, ResultExt},
+    schema::Table,
 };
 
 /// The rules of one sink beyond its [`Filter`].
@@ -120,6 +124,48 @@ impl Transform {
     /// leaves nothing out.
     pub fn wants(&mut self, change: &Change) -> bool {
         self.is_plain() || !matches!(self.explain(change.clone()), Ok(Shape::LeftOut(_)))
+    }
+
+    /// Shows the rules a table as the source has it, whose changes have these operations. An error
+    /// is a rule that would stop the sink or fail for every change of it.
+    pub fn meet(&mut self, table: &Arc<Table>, operations: &[Op]) -> Result<()> {
+        if let Some(outbox) = &mut self.outbox
+            && outbox.meet(table)?
+        {
+            return Ok(());
+        }
+        for op in operations {
+            let mut table = Some(Arc::clone(table));
+            for step in &mut self.steps {
+                match (&table, step.plain_mut()) {
+                    (Some(known), _) => table = step.meet(known, *op)?,
+                    (None, Some(plain)) => plain.doubt(),
+                    (None, None) => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What is to be told of columns that steps name and tables do not have, since it was last
+    /// told: each name once for each table.
+    pub fn take_news(&mut self) -> Vec<Unmatched> {
+        let plain = self.steps.iter_mut().filter_map(Step::plain_mut);
+        plain.flat_map(Plain::take_news).collect()
+    }
+
+    /// The columns that steps name and that none of the tables has which they met, if any.
+    pub fn unmatched(&self) -> Vec<Unmatched> {
+        self.names().filter_map(Name::unmatched).collect()
+    }
+
+    /// How many of them met a table and let values through that were to be hidden or taken away.
+    pub fn count_unmatched(&self) -> usize {
+        self.names().filter(|name| name.bares()).count()
+    }
+
+    fn names(&self) -> impl Iterator<Item = &Name> {
+        self.steps.iter().filter_map(Step::plain).flat_map(Plain::names)
     }
 
     /// The keys that a change keeps its order by where a rule fails on it: its own, and those that
@@ -241,16 +287,16 @@ impl MessageRules {
 /// The steps; adjacent ones that only choose, rename and hide columns are one.
 fn steps(rules: &config::Rules) -> Result<Vec<Step>> {
     let mut steps = Vec::new();
-    let mut run = Plain::new(rules.mask_key.as_ref());
+    let mut run = Plain::new(rules.mask_key.as_ref(), false);
     for (index, step) in rules.transform.iter().enumerate() {
         let rule = format!("transform[{index}]");
-        if run.add(step).context(|| rule.clone())? {
+        if run.add(&rule, step).context(|| rule.clone())? {
             continue;
         }
         if !run.is_empty() {
-            let next = Plain::new(rules.mask_key.as_ref());
-            steps.push(Step::Plain(std::mem::replace(&mut run, next)));
+            steps.push(Step::Plain(run));
         }
+        run = Plain::new(rules.mask_key.as_ref(), true);
         steps.push(Step::new(&rule, step)?);
     }
     if !run.is_empty() {

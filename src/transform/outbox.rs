@@ -80,6 +80,16 @@ impl Outbox {
         Ok(Sorted::Event(layout.keyed(&change, shaped)))
     }
 
+    /// Whether it is the outbox table; an error where that lacks a column that the rules name.
+    pub(super) fn meet(&mut self, table: &Arc<Table>) -> Result<bool> {
+        let config = &self.config;
+        let is = self.is_outbox(table);
+        if is {
+            self.tables.get(table, (), || layout(config, table).map(Arc::new))?;
+        }
+        Ok(is)
+    }
+
     /// The event of a change as far as its keys go, whatever else is wrong with it; `None` where it
     /// is none.
     pub(super) fn keyed(&mut self, change: &Change) -> Option<Change> {

@@ -316,3 +316,89 @@ async fn what_a_sink_is_missing_is_what_its_rules_let_through_whether_it_runs_or
         assert!(said.contains(" are parked: `walrace dlq list --sink hook`"), "{said}");
     }
 }
+
+#[tokio::test]
+async fn a_mask_with_a_slip_of_the_pen_is_told_by_check_in_the_log_in_the_metrics_and_by_test() {
+    let rules = |email: &str| {
+        file(
+            "lake",
+            &format!(
+                "tables = [\"public.customers\", \"public.orders\"]\nmask_key = \"0123456789abcdef\"\n\
+                 [[sink.lake.transform]]\nmask = {{ {email} = \"hash\", \"*_token\" = \"drop\" }}\n\
+                 [[sink.lake.transform]]\nrename = {{ id = \"key\" }}\n\
+                 [[sink.lake.transform]]\ncolumns = [\"key\", \"emal\", \"status\", \"net\"]\n"
+            ),
+        )
+    };
+    let mut scene = Scene::set(&rules("emial")).await;
+    let (code, said, _) = scene.walrace(&["check"]);
+    assert_eq!(code, Some(1), "{said}");
+    let mask = "transform[0].mask names the column `emial`, which none of its tables has \
+                (public.customers, public.orders); public.customers has `email`";
+    assert!(said.contains("sink lake") && said.contains(mask), "{said}");
+    assert!(said.contains("1 thing stands in the way"), "{said}");
+    let warned = |rule: &str| said.lines().any(|l| l.contains("warning") && l.contains(rule));
+    assert!(warned("transform[0].mask names the column `*_token`"), "{said}");
+    assert!(warned("transform[2].columns names the column `emal`"), "{said}");
+    assert!(!said.contains("rename"), "{said}");
+
+    for id in 1..4 {
+        scene.cluster.sql(&format!("insert into customers values ({id}, 'a', 'b')")).await;
+    }
+    scene.cluster.sql("insert into orders values (1, 'paid', 1, '[]', null)").await;
+    scene.file("lake").wait_until(PATIENCE, |seen| seen.len() == 4).await;
+    let log = std::fs::read_to_string(scene.server.path("walrace.log")).unwrap();
+    let told = "names the column `emial`, which public.customers does not have; it has `email`";
+    assert_eq!(log.matches(told).count(), 1, "once for each table: {log}");
+    assert_eq!(log.matches("names the column `emial`, which public.orders").count(), 1, "{log}");
+    let metric = "walrace_sink_unmatched_columns";
+    assert_eq!(scene.server.metric(metric, &["sink=\"lake\""]).await, Some(1.0));
+    let (_, _, said) = scene.walrace(&["transform", "test", "--sink", "lake"]);
+    assert!(said.contains(&format!("warning: {mask}")), "{said}");
+
+    scene.server.stop().await;
+    let source = source_toml("app", &scene.cluster.unix_url());
+    scene.server.set_config(&format!("{source}\n{}", rules("email").replace("emal", "email")));
+    let (code, said, _) = scene.walrace(&["check"]);
+    assert_eq!(code, Some(0), "{said}");
+    scene.server.set_config(&format!(
+        "{source}\n{}",
+        rules("email").replace(
+            "[[sink.lake.transform]]\nmask",
+            "[[sink.lake.transform]]\ntables = [\"public.custmers\"]\nmask",
+        )
+    ));
+    let (code, said, _) = scene.walrace(&["check"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("names the column `email`, but applies to no table"), "{said}");
+}
+
+#[tokio::test]
+async fn check_compiles_the_rules_of_every_sink() {
+    let cluster = Cluster::start().await;
+    cluster.sql(SHOP).await;
+    let source = source_toml("app", &cluster.unix_url());
+    let server = Server::new("");
+    for (rules, told) in [
+        ("where = \"record.net >\"", "sink lake: `where`, line 1, column 13"),
+        ("route = \"recrd.net\"", "sink lake: `route`, line 1, column 1: there is no variable"),
+        ("message_key = \"lower(record.net)\"", "sink lake: `message_key`, line 1"),
+        ("message_headers = { x = \"1 +\" }", "sink lake: `message_headers.x`, line 1, column 4"),
+        ("transform = [{ set = { x = \"1 +\" } }]", "sink lake: `transform[0].set.x`, line 1"),
+        (
+            "transform = [{ function = \"\"\"\nfunction transform(change)\n  retrn change\nend\"\"\" }]",
+            "sink lake: `transform[0].function` does not compile: transform[0].function:2:",
+        ),
+        (
+            "outbox.table = \"public.outbox\"\noutbox.key_column = \"agregate\"",
+            "no column agregate",
+        ),
+    ] {
+        server.set_config(&format!("{source}\n{}{}", file("good", ""), file("lake", rules)));
+        let output = server.run(&["check"]);
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains(told), "{told}: {said}");
+        assert!(said.contains("sink good") && said.contains("1 thing stands"), "{said}");
+    }
+}

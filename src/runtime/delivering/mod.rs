@@ -464,6 +464,7 @@ impl Delivering {
             dead_letters,
             parked_bytes,
             parked_changes_max: self.config.parked_changes_max,
+            unmatched_columns: self.stats.unmatched(),
             totals: self.stats.totals(),
         }
     }
