@@ -120,9 +120,9 @@ impl Index {
     }
 
     fn forget_released(&mut self, keys: &Keys, offset: u64) {
-        forget(&mut self.released, keys.room, offset);
+        forget(&mut self.released, &keys.room, offset);
         for key in &keys.named {
-            forget(&mut self.released_named, *key, offset);
+            forget(&mut self.released_named, key, offset);
         }
     }
 
@@ -189,11 +189,11 @@ fn take_one(counts: &mut HashMap<Key, usize>, key: Key) {
     }
 }
 
-fn forget<K: Eq + Hash>(released: &mut HashMap<K, Vec<u64>>, key: K, offset: u64) {
-    if let Some(offsets) = released.get_mut(&key) {
+fn forget<K: Eq + Hash>(released: &mut HashMap<K, Vec<u64>>, key: &K, offset: u64) {
+    if let Some(offsets) = released.get_mut(key) {
         offsets.retain(|other| *other != offset);
         if offsets.is_empty() {
-            released.remove(&key);
+            released.remove(key);
         }
     }
 }
@@ -243,7 +243,7 @@ mod tests {
 
     /// Of another table for each row.
     fn named(row: Key, named: &[Key]) -> Keys {
-        Keys { room: row as Room, rows: vec![row], named: named.to_vec() }
+        Keys { room: Room::try_from(row).unwrap(), rows: vec![row], named: named.to_vec() }
     }
 
     #[test]

@@ -171,14 +171,14 @@ impl Transform {
     /// The keys that a change keeps its order by where a rule fails on it: its own, and those that
     /// its messages would have as far as the other rules tell.
     pub fn keys_despite(&mut self, change: &Change) -> Keys {
-        let mut parts = self.parts_despite(change.clone()).into_iter();
+        let mut parts = self.parts_despite(change).into_iter();
         let mut keys = parts.next().map_or_else(|| change.keys(), |part| part.keys());
         parts.for_each(|part| keys.join(part.keys()));
         keys
     }
 
-    fn parts_despite(&mut self, change: Change) -> Vec<Change> {
-        if let Some(event) = self.outbox.as_mut().and_then(|outbox| outbox.keyed(&change)) {
+    fn parts_despite(&mut self, change: &Change) -> Vec<Change> {
+        if let Some(event) = self.outbox.as_mut().and_then(|outbox| outbox.keyed(change)) {
             return vec![event];
         }
         let mut parts = vec![change.clone()];
@@ -192,7 +192,7 @@ impl Transform {
             if let Ok(Some(key)) = self.message.key_of(part, &mut self.columns) {
                 part.shaped_mut().key.get_or_insert(key);
             }
-            part.keep_keys_of(&change);
+            part.keep_keys_of(change);
         }
         parts
     }
