@@ -61,7 +61,7 @@ const SOURCE_GAUGES: [SourceGauge; 11] = [
     ("journal_segments", "Segments on disk", None, |s| Some(s.journal.segments as u64)),
 ];
 
-const SINK_GAUGES: [SinkGauge; 10] = [
+const SINK_GAUGES: [SinkGauge; 11] = [
     ("sink_up", "1 while the sink is delivering", None, |s| Some(s.state.is_running().into())),
     ("sink_cursor", "The offset after the last change that the sink has", None, |s| Some(s.cursor)),
     ("sink_lost_changes", "Offsets that the sink will never get, for want of disk", None, |s| {
@@ -85,6 +85,12 @@ const SINK_GAUGES: [SinkGauge; 10] = [
     ("sink_dead_letters", "Parked changes that are not tried by themselves any more", None, |s| {
         Some(s.dead_letters)
     }),
+    (
+        "sink_unmatched_columns",
+        "Columns that a mask or drop names in full and that no table had since the start",
+        None,
+        |s| Some(s.unmatched_columns),
+    ),
     ("sink_behind_changes", "Changes in the journal that the sink does not have", None, |s| {
         Some(s.behind_changes)
     }),

@@ -19,7 +19,7 @@ use crate::{
     format::{Encoder, Names},
     journal::{Journal, Limits, Reader, Token},
     runtime::Walrace,
-    transform::Filter,
+    transform::{Filter, Transform},
 };
 
 /// What a stream shows.
@@ -95,7 +95,8 @@ pub(super) async fn of_source(
     };
     let reader = journal.reader(from).map_err(|error| or_gone(error, from, journal.start()))?;
     let tokens = show.tokens.then(|| Tokens { journal: journal.clone(), first });
-    let lines = Lines { reader, filter, to: show.to, walrace, tokens, _permit: permit };
+    let (to, rules) = (show.to, None);
+    let lines = Lines { reader, filter, rules, to, walrace, tokens, _permit: permit };
     Ok(lines.into_body(show.style))
 }
 
@@ -104,7 +105,8 @@ fn or_gone(error: Error, asked: u64, oldest: u64) -> Failure {
     if asked < oldest { Failure::Gone(error, oldest) } else { Failure::Of(error) }
 }
 
-/// `GET /sinks/{sink}/missing`: the committed changes in the journal that the sink does not have.
+/// `GET /sinks/{sink}/missing`: the committed changes in the journal that the sink does not have and
+/// that its rules let through, as they are before any rule.
 pub(super) async fn missing(
     State(walrace): State<Arc<Walrace>>,
     Path(name): Path<String>,
@@ -116,14 +118,17 @@ pub(super) async fn missing(
     let sink = sink.ok_or_else(|| Error::config(format!("there is no sink {name}")))?;
     let journal = walrace.journal(&sink.source)?;
     let (reader, end) = (journal.reader(sink.cursor)?, journal.end());
-    let filter = walrace.filter_of(&name)?;
-    let lines = Lines { reader, filter, to: Some(end), walrace, tokens: None, _permit: permit };
+    let (filter, rules) = walrace.rules_of(&name)?;
+    let (to, rules) = (Some(end), Some(rules));
+    let lines = Lines { reader, filter, rules, to, walrace, tokens: None, _permit: permit };
     Ok(lines.into_body(show.style))
 }
 
 struct Lines {
     reader: Reader,
     filter: Filter,
+    /// Those of a sink leave out what it will never get.
+    rules: Option<Transform>,
     to: Option<u64>,
     walrace: Arc<Walrace>,
     tokens: Option<Tokens>,
@@ -175,7 +180,10 @@ impl Lines {
             // After what was filtered too: a reader of few tables resumes where it really was.
             let tokens = self.tokens.as_ref().zip(batch.changes.last());
             let token = tokens.map(|(tokens, last)| tokens.journal.token_after(last));
-            let batch = self.filter.apply(batch);
+            let mut batch = self.filter.apply(batch);
+            if let Some(rules) = &mut self.rules {
+                batch.changes.retain(|change| rules.wants(change));
+            }
             let mut text = Vec::new();
             for change in &batch.changes {
                 if encoder.encode(change, &mut text)? {

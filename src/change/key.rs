@@ -2,7 +2,8 @@
 //!
 //! A key is the primary key, else the index of the replica identity, else the whole table. A change
 //! has a set of them: an update of the key has the old and the new one, a truncate has every key of
-//! its table. Messages of one prefix share a key.
+//! its table. Messages of one prefix share a key. What a sink's rules made of a change has the keys
+//! that it had before, and those that the rules gave it.
 
 use sha2::{Digest, Sha256};
 
@@ -22,7 +23,12 @@ pub struct Keys {
     pub room: Room,
     /// One key, or the old and the new; empty: every key of the table.
     pub rows: Vec<Key>,
+    /// Keys of messages that rules gave: whatever the table, what shares one keeps its order.
+    pub named: Vec<Key>,
 }
+
+/// Between the keys of rows and those of messages, where [`Keys`] are bytes.
+const THEN_NAMED: Key = 0;
 
 impl Keys {
     /// Whether the change concerns the table as a whole.
@@ -32,33 +38,96 @@ impl Keys {
 
     /// Whether the two changes must keep their order.
     pub fn meets(&self, other: &Keys) -> bool {
-        self.room == other.room
+        let row = self.room == other.room
             && (self.is_whole()
                 || other.is_whole()
-                || self.rows.iter().any(|key| other.rows.contains(key)))
+                || self.rows.iter().any(|key| other.rows.contains(key)));
+        row || self.named.iter().any(|key| other.named.contains(key))
+    }
+
+    /// Adds the keys of another change of the same table.
+    pub fn join(&mut self, other: Keys) {
+        match self.is_whole() || other.is_whole() {
+            true => self.rows.clear(),
+            false => add(&mut self.rows, other.rows),
+        }
+        add(&mut self.named, other.named);
+    }
+
+    /// All keys, 16 bytes each, as [`Keys::from_bytes`] reads them.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let border = Some(&THEN_NAMED).filter(|_| !self.named.is_empty());
+        let keys = self.rows.iter().chain(border).chain(&self.named);
+        keys.flat_map(|key| key.to_be_bytes()).collect()
+    }
+
+    /// The keys that `bytes` hold, of changes of `room`.
+    pub fn from_bytes(room: Room, bytes: &[u8]) -> Self {
+        let keys = bytes.as_chunks().0.iter().map(|key| Key::from_be_bytes(*key));
+        let mut rows: Vec<Key> = keys.collect();
+        let border = rows.iter().position(|key| *key == THEN_NAMED).unwrap_or(rows.len());
+        let named = rows.split_off(border).into_iter().skip(1).collect();
+        Self { room, rows, named }
+    }
+}
+
+fn add(keys: &mut Vec<Key>, more: Vec<Key>) {
+    for key in more {
+        if !keys.contains(&key) {
+            keys.push(key);
+        }
     }
 }
 
 impl Change {
     /// The set of its keys.
     pub fn keys(&self) -> Keys {
+        let mut keys = self.row_keys();
+        let given = self.shaped.as_ref().and_then(|shaped| shaped.key.as_ref());
+        let given = given.map(|key| hash(room(&["key"]), &[Value::Text(key.as_bytes())]));
+        keys.named.extend(given);
+        keys
+    }
+
+    /// The same without the key that rules gave its message.
+    pub fn row_keys(&self) -> Keys {
         let Some(table) = &self.table else {
             let prefix = self.message.as_ref().map_or("", |message| message.prefix.as_str());
-            return Keys { room: room(&["message", prefix]), rows: Vec::new() };
+            let room = room(&["message", prefix]);
+            return Keys { room, rows: Vec::new(), named: Vec::new() };
         };
         let room = room(&[&table.schema, &table.name]);
-        let columns = table.key_columns();
-        if columns.is_empty() || self.op == Op::Truncate {
-            return Keys { room, rows: Vec::new() };
-        }
         let mut rows = Vec::with_capacity(2);
-        for key in [self.old_key(table, &columns), self.new_key(&columns)].into_iter().flatten() {
-            let key = hash(room, &key);
-            if !rows.contains(&key) {
-                rows.push(key);
-            }
+        for key in self.key_values().into_iter().flatten() {
+            add(&mut rows, vec![hash(room, &key)]);
         }
-        Keys { room, rows }
+        let mut keys = Keys { room, rows, named: Vec::new() };
+        match self.shaped.as_ref().and_then(|shaped| shaped.source_keys.as_deref()) {
+            None => {}
+            // Rules took its key away, so that nothing goes by that any more.
+            Some(source) if keys.is_whole() => keys.rows.clone_from(&source.rows),
+            Some(source) => keys.join(source.clone()),
+        }
+        keys
+    }
+
+    /// Has it keep the keys of `source`, which rules made it of, where its own row has others.
+    pub fn keep_keys_of(&mut self, source: &Change) {
+        if self.table.is_some() && self.key_values() != source.key_values() {
+            self.shaped_mut().source_keys = Some(Box::new(source.row_keys()));
+        }
+    }
+
+    /// The key before and after the change; neither where it concerns the whole table.
+    fn key_values(&self) -> [Option<Vec<Value<'_>>>; 2] {
+        let Some(table) = self.table.as_ref().filter(|_| self.op != Op::Truncate) else {
+            return [None, None];
+        };
+        let columns = table.key_columns();
+        if columns.is_empty() {
+            return [None, None];
+        }
+        [self.old_key(table, &columns), self.new_key(&columns)]
     }
 
     /// The key before the change, where the old row has all of it.

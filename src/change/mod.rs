@@ -252,6 +252,8 @@ pub struct Shaped {
     pub payload: Option<Bytes>,
     /// A dead letter that is delivered after later changes of its key.
     pub late: bool,
+    /// The keys that it had before the rules, where they gave its row others.
+    pub source_keys: Option<Box<Keys>>,
 }
 
 impl Change {

@@ -1,6 +1,6 @@
 //! `walrace check`: proves the set-up before it starts.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, sync::Arc};
 
 use anstyle::{AnsiColor, Style};
 
@@ -8,8 +8,12 @@ use super::{Global, print};
 use crate::{
     config::{self, Config},
     disk::{Disk, RealDisk},
-    error::Result,
-    source::postgres::{Finding, Level, preflight},
+    error::{Error, Result},
+    runtime::names_of,
+    schema::Table,
+    sink,
+    source::postgres::{self, Finding, Level, preflight},
+    transform::{Filter, Transform, Unmatched},
 };
 
 /// Prints every finding, each with the SQL that mends it. Exit code 0 when nothing stands in the
@@ -21,11 +25,13 @@ pub async fn run(global: &Global) -> Result<ExitCode> {
         let config::Source::Postgres(postgres) = source;
         let mut findings = preflight(name, postgres).await;
         findings.push(disk(&config));
-        print(&format!("source {name}\n"))?;
-        for finding in &findings {
-            print(&line(finding))?;
+        errors += show(&format!("source {name}"), &findings)?;
+        // A database that cannot be asked is an error above already.
+        let tables = postgres::tables(name, postgres).await.unwrap_or_default();
+        let tables: Vec<Arc<Table>> = tables.into_iter().map(Arc::new).collect();
+        for (sink, own) in config.sink.iter().filter(|(_, sink)| config.source_of(sink) == name) {
+            errors += show(&format!("sink {sink}"), &look_at_sink(&config, (sink, own), &tables))?;
         }
-        errors += findings.iter().filter(|finding| finding.level == Level::Error).count();
     }
     print(&match errors {
         0 => "\nReady: start it with `walrace run`.\n".to_owned(),
@@ -33,6 +39,62 @@ pub async fn run(global: &Global) -> Result<ExitCode> {
         count => format!("\n{count} things stand in the way.\n"),
     })?;
     Ok(if errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Prints what was found; how many errors there are.
+fn show(title: &str, findings: &[Finding]) -> Result<usize> {
+    print(&format!("{title}\n"))?;
+    for finding in findings {
+        print(&line(finding))?;
+    }
+    Ok(findings.iter().filter(|finding| finding.level == Level::Error).count())
+}
+
+/// Whether a sink could start, and its rules fit the tables of its source, where those are known.
+fn look_at_sink(
+    config: &Config,
+    (name, sink): (&str, &config::Sink),
+    tables: &[Arc<Table>],
+) -> Vec<Finding> {
+    let names = names_of(config, config.source_of(sink), name);
+    let context = sink::Context::new(&config.data_dir, names, uuid::Uuid::nil());
+    let opened = sink::open(name, sink, &context).map(|_| ());
+    let mut findings: Vec<Finding> =
+        opened.err().map(|error| failure("settings", &error)).into_iter().collect();
+    match Transform::new(name, sink) {
+        Err(error) => findings.push(failure("rules", &error)),
+        Ok(mut rules) => {
+            let mut filter = Filter::new(sink).reads(sink.reads);
+            for table in tables {
+                let operations = filter.operations_of(table);
+                if let Err(error) = rules.meet(table, &operations) {
+                    findings.push(failure("rules", &error));
+                }
+            }
+            let unmatched = if tables.is_empty() { Vec::new() } else { rules.unmatched() };
+            findings.extend(unmatched.iter().map(misnamed));
+        }
+    }
+    if findings.is_empty() {
+        findings.push(Finding {
+            level: Level::Ok,
+            subject: "rules".into(),
+            text: "they compile, and every column that a step names is there".into(),
+            sql: None,
+        });
+    }
+    findings
+}
+
+fn failure(subject: &str, error: &Error) -> Finding {
+    Finding { level: Level::Error, subject: subject.into(), text: error.to_string(), sql: None }
+}
+
+/// What was to be hidden and is not stands in the way; a name that keeps or renames nothing does
+/// not, nor does a glob, which may be there for columns to come.
+fn misnamed(unmatched: &Unmatched) -> Finding {
+    let level = if unmatched.bares { Level::Error } else { Level::Warning };
+    Finding { level, subject: "rules".into(), text: unmatched.to_string(), sql: None }
 }
 
 /// Whether the volume of data_dir has room for a journal.

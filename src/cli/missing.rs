@@ -63,9 +63,17 @@ fn note(status: &Status, sink: &str) -> String {
     if let Some((source, reason)) = waits {
         notes.push(format!("source {source} is not captured now: {reason}"));
     }
+    notes.extend(parked(&sink.name, sink.parked_changes));
     let gaps = source.map_or(0, |source| source.journal.gaps.len());
     notes.extend(holes(sink.lost_changes, gaps));
     notes.join("; ")
+}
+
+/// What was read for the sink already, and is not there; its last ones may be listed as well, until
+/// progress has passed them.
+pub(super) fn parked(sink: &str, changes: u64) -> Option<String> {
+    let text = format!("{changes} are parked: `walrace dlq list --sink {sink}` lists them");
+    (changes > 0).then_some(text)
 }
 
 /// What no reader of the journal can list, because the journal does not have it.

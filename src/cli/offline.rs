@@ -15,7 +15,7 @@ use crate::{
     runtime::{SinkStatus, SourceStatus, State, Status, journal_options},
     sink::{self, Totals},
     source::postgres,
-    transform::Filter,
+    transform::{Filter, Transform},
 };
 
 /// A data_dir at rest.
@@ -90,11 +90,7 @@ impl<'a> Offline<'a> {
         let at = self.place(name).await?;
         let (journal, cursor) = (self.inspect(&at.source).await?, at.cursor);
         let end = journal.info().end;
-        let parking = Parking::inspect(&self.config.dead_letters()).await?;
-        let (parked_changes, dead_letters) = match parking {
-            Some(parking) => parking.count(name).await?,
-            None => (0, 0),
-        };
+        let (parked_changes, dead_letters) = self.parked(name).await?;
         let lag = blocking(move || journal.lag(cursor)).await?;
         let age = |at: Timestamp| (Timestamp::now().0 - at.0).max(0).unsigned_abs() / 1000;
         Ok(SinkStatus {
@@ -112,27 +108,38 @@ impl<'a> Offline<'a> {
             dead_letters,
             parked_bytes: 0,
             parked_changes_max: self.configured(name)?.parked_changes_max,
+            unmatched_columns: 0,
             filtered_changes: 0,
             totals: Totals::default(),
         })
     }
 
-    /// Writes the changes of the journal that a sink does not have to stdout; how many there are,
-    /// and a note of what this cannot tell.
+    /// How many changes are parked, and how many of them are dead letters.
+    async fn parked(&self, name: &str) -> Result<(u64, u64)> {
+        match Parking::inspect(&self.config.dead_letters()).await? {
+            Some(parking) => parking.count(name).await,
+            None => Ok((0, 0)),
+        }
+    }
+
+    /// Writes the changes of the journal that a sink does not have and that its rules let through
+    /// to stdout; how many there are, and a note of what this cannot tell.
     pub(super) async fn missing(
         &self,
         name: &str,
         mut encoder: Encoder,
     ) -> Result<(usize, String)> {
         let at = self.place(name).await?;
-        let mut filter = Filter::new(self.configured(name)?);
+        let config = self.configured(name)?;
+        let mut filter = Filter::new(config).reads(config.reads);
+        let mut rules = Transform::new(name, config)?;
         let (journal, cursor) = (self.inspect(&at.source).await?, at.cursor);
         let count = blocking(move || {
             let mut out = BufWriter::new(io::stdout().lock());
             let mut count = 0;
             for change in journal.dump(cursor) {
                 let batch = filter.apply(Batch { changes: vec![change?], position: None });
-                for change in &batch.changes {
+                for change in batch.changes.iter().filter(|change| rules.wants(change)) {
                     count += 1;
                     let mut line = Vec::new();
                     encoder.encode(change, &mut line)?;
@@ -149,7 +156,11 @@ impl<'a> Offline<'a> {
             Ok(count)
         });
         let count = count.await?;
-        Ok((count, self.note(&at).await))
+        let mut note = self.note(&at).await;
+        if let Some(parked) = super::missing::parked(name, self.parked(name).await?.0) {
+            note.push_str(&format!("; {parked}"));
+        }
+        Ok((count, note))
     }
 
     /// What is committed at the database and not in the journal cannot be listed; it is measured.

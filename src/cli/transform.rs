@@ -83,6 +83,9 @@ fn test(config: &Config, args: &Test) -> Result<ExitCode> {
     }
     let _ = out.flush(); // a reader that has left, as `head` does, is no failure
     anstream::eprintln!("{}", trial.tally.summary());
+    for unmatched in trial.transform.unmatched().iter().filter(|it| !it.tables.is_empty()) {
+        anstream::eprintln!("warning: {unmatched}");
+    }
     Ok(if trial.tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::from(3) })
 }
 

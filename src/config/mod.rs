@@ -36,7 +36,7 @@ pub use self::{
     secret::Secret,
     sink::*,
 };
-pub(crate) use self::{glob::matches as glob_matches, interpolate::escape};
+pub(crate) use self::{glob::matches as glob_matches, interpolate::escape, read::nearest};
 
 /// `walrace.toml`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

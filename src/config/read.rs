@@ -226,7 +226,7 @@ impl At<'_> {
 }
 
 /// The name that `word` was probably meant to be: at most `distance_max` letters away.
-pub(super) fn nearest<'a>(
+pub(crate) fn nearest<'a>(
     word: &str,
     names: impl Iterator<Item = &'a str>,
     distance_max: usize,

@@ -5,7 +5,7 @@ CREATE TABLE parked (
     offset     INTEGER NOT NULL,
     state      TEXT NOT NULL CHECK (state IN ('parked', 'dead')),
     room       BLOB NOT NULL,               -- 8 bytes: the table, or the prefix of messages
-    keys       BLOB NOT NULL,               -- 16 bytes each; empty: every key of the table
+    keys       BLOB NOT NULL,               -- 16 bytes each (src/change/key.rs); empty: all of the table
     table_name TEXT,
     op         TEXT NOT NULL,
     bytes      INTEGER NOT NULL,

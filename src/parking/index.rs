@@ -1,7 +1,10 @@
 //! Which keys of one sink wait, and which parked change may be tried again. In memory; the rows on
 //! disk are what it is made from.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    hash::Hash,
+};
 
 use crate::{
     change::{Key, Keys, Room, Timestamp},
@@ -35,8 +38,12 @@ pub(super) struct Entry {
 pub(super) struct Index {
     entries: BTreeMap<u64, Entry>,
     held: HashMap<Room, Held>,
-    /// Dead letters that keep nothing back and that no later change has passed yet.
+    /// How many entries hold each key that rules gave a message.
+    held_named: HashMap<Key, usize>,
+    /// Dead letters that keep nothing back and that no later change has passed yet: by table, and
+    /// by the keys that rules gave their messages.
     released: HashMap<Room, Vec<u64>>,
+    released_named: HashMap<Key, Vec<u64>>,
     dead: usize,
     bytes: u64,
 }
@@ -94,6 +101,10 @@ impl Index {
         self.entries.get(&offset)
     }
 
+    pub(super) fn offsets(&self) -> impl Iterator<Item = u64> {
+        self.entries.keys().copied()
+    }
+
     pub(super) fn is_idle(&self) -> bool {
         self.held.is_empty() && self.released.is_empty()
     }
@@ -109,8 +120,14 @@ impl Index {
             for key in &entry.keys.rows {
                 *held.rows.entry(*key).or_default() += 1;
             }
+            for key in &entry.keys.named {
+                *self.held_named.entry(*key).or_default() += 1;
+            }
         } else if !entry.superseded {
             self.released.entry(entry.keys.room).or_default().push(offset);
+            for key in &entry.keys.named {
+                self.released_named.entry(*key).or_default().push(offset);
+            }
         }
         self.entries.insert(offset, entry);
     }
@@ -120,56 +137,51 @@ impl Index {
         self.bytes -= entry.bytes;
         self.dead -= usize::from(entry.state == State::Dead);
         if !entry.holds {
-            self.forget_released(entry.keys.room, offset);
+            self.forget_released(&entry.keys, offset);
             return;
         }
+        entry.keys.named.iter().for_each(|key| take_one(&mut self.held_named, *key));
         let Some(held) = self.held.get_mut(&entry.keys.room) else { return };
         held.all -= 1;
         held.whole -= usize::from(entry.keys.is_whole());
-        for key in &entry.keys.rows {
-            if let Some(count) = held.rows.get_mut(key) {
-                *count -= 1;
-                if *count == 0 {
-                    held.rows.remove(key);
-                }
-            }
-        }
+        entry.keys.rows.iter().for_each(|key| take_one(&mut held.rows, *key));
         if held.all == 0 {
             self.held.remove(&entry.keys.room);
         }
     }
 
-    fn forget_released(&mut self, room: Room, offset: u64) {
-        if let Some(offsets) = self.released.get_mut(&room) {
-            offsets.retain(|other| *other != offset);
-            if offsets.is_empty() {
-                self.released.remove(&room);
-            }
+    fn forget_released(&mut self, keys: &Keys, offset: u64) {
+        forget(&mut self.released, &keys.room, offset);
+        for key in &keys.named {
+            forget(&mut self.released_named, key, offset);
         }
     }
 
     /// Whether a change with these keys must wait.
     pub(super) fn blocks(&self, keys: &Keys) -> bool {
-        self.held.get(&keys.room).is_some_and(|held| {
+        let row = self.held.get(&keys.room).is_some_and(|held| {
             keys.is_whole()
                 || held.whole > 0
                 || keys.rows.iter().any(|key| held.rows.contains_key(key))
-        })
+        });
+        row || keys.named.iter().any(|key| self.held_named.contains_key(key))
     }
 
     /// The released dead letters that a change with these keys leaves behind.
     pub(super) fn passed_by(&self, keys: &Keys) -> Vec<u64> {
-        let Some(offsets) = self.released.get(&keys.room) else { return Vec::new() };
         let meets =
             |offset: &&u64| self.entries.get(offset).is_some_and(|entry| entry.keys.meets(keys));
-        offsets.iter().filter(meets).copied().collect()
+        let of_room = self.released.get(&keys.room).into_iter().flatten().filter(meets);
+        let of_key = keys.named.iter().filter_map(|key| self.released_named.get(key)).flatten();
+        let all: BTreeSet<u64> = of_room.chain(of_key).copied().collect();
+        all.into_iter().collect()
     }
 
     pub(super) fn supersede(&mut self, offset: u64) {
         let Some(entry) = self.entries.get_mut(&offset) else { return };
         entry.superseded = true;
-        let room = entry.keys.room;
-        self.forget_released(room, offset);
+        let keys = entry.keys.clone();
+        self.forget_released(&keys, offset);
     }
 
     /// The changes that may be tried now, in their order, `limits` at most, and when to look again.
@@ -207,26 +219,44 @@ impl Index {
     }
 }
 
+fn take_one(counts: &mut HashMap<Key, usize>, key: Key) {
+    if let Some(count) = counts.get_mut(&key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(&key);
+        }
+    }
+}
+
+fn forget<K: Eq + Hash>(released: &mut HashMap<K, Vec<u64>>, key: &K, offset: u64) {
+    if let Some(offsets) = released.get_mut(key) {
+        offsets.retain(|other| *other != offset);
+        if offsets.is_empty() {
+            released.remove(key);
+        }
+    }
+}
+
 /// Keys behind which a change waits.
 #[derive(Debug, Default)]
 struct Waiting {
     rooms: HashMap<Room, bool>,
     rows: HashSet<Key>,
+    named: HashSet<Key>,
 }
 
 impl Waiting {
     fn meets(&self, keys: &Keys) -> bool {
-        match self.rooms.get(&keys.room) {
-            None => false,
-            Some(whole) => {
-                *whole || keys.is_whole() || keys.rows.iter().any(|key| self.rows.contains(key))
-            }
-        }
+        let row = self.rooms.get(&keys.room).is_some_and(|whole| {
+            *whole || keys.is_whole() || keys.rows.iter().any(|key| self.rows.contains(key))
+        });
+        row || keys.named.iter().any(|key| self.named.contains(key))
     }
 
     fn insert(&mut self, keys: &Keys) {
         *self.rooms.entry(keys.room).or_default() |= keys.is_whole();
         self.rows.extend(&keys.rows);
+        self.named.extend(&keys.named);
     }
 }
 
@@ -236,7 +266,7 @@ mod tests {
 
     fn entry(rows: &[Key], state: State, next_at: i64) -> Entry {
         Entry {
-            keys: Keys { room: 1, rows: rows.to_vec() },
+            keys: keys(rows),
             state,
             attempts: 1,
             next_at: Timestamp(next_at),
@@ -247,7 +277,12 @@ mod tests {
     }
 
     fn keys(rows: &[Key]) -> Keys {
-        Keys { room: 1, rows: rows.to_vec() }
+        Keys { room: 1, rows: rows.to_vec(), named: vec![] }
+    }
+
+    /// Of another table for each row.
+    fn named(row: Key, named: &[Key]) -> Keys {
+        Keys { room: Room::try_from(row).unwrap(), rows: vec![row], named: named.to_vec() }
     }
 
     /// The fresh and the refused ones that are due, `max` at most, and when to look again.
@@ -263,7 +298,7 @@ mod tests {
         index.insert(5, entry(&[1, 2], State::Parked, 0));
         assert!(index.blocks(&keys(&[2])) && index.blocks(&keys(&[])));
         assert!(!index.blocks(&keys(&[3])));
-        assert!(!index.blocks(&Keys { room: 2, rows: vec![] }));
+        assert!(!index.blocks(&Keys { room: 2, ..keys(&[]) }));
         index.insert(6, entry(&[], State::Parked, 0));
         assert!(index.blocks(&keys(&[3])));
         index.remove(6);
@@ -294,6 +329,28 @@ mod tests {
         index.remove(2);
         index.remove(7);
         assert_eq!(due(&index, 10, 9), (vec![], vec![6, 8], None));
+    }
+
+    #[test]
+    fn what_shares_the_key_of_a_message_waits_whatever_its_table() {
+        let mut index = Index::default();
+        let parked = |keys: Keys| Entry { keys, ..entry(&[], State::Parked, 10) };
+        index.insert(1, parked(named(11, &[7, 8])));
+        index.insert(2, Entry { next_at: Timestamp(0), ..parked(named(12, &[8])) });
+        assert!(index.blocks(&named(13, &[7])) && !index.blocks(&named(13, &[9])));
+        assert!(!index.blocks(&named(13, &[])), "a row's key is no message's key");
+        assert_eq!(due(&index, 5, 9), (vec![], vec![], Some(10)));
+        assert_eq!(due(&index, 10, 9), (vec![], vec![1], None));
+        index.remove(1);
+        assert!(!index.blocks(&named(13, &[7])) && index.blocks(&named(13, &[8])));
+        index.remove(2);
+        assert!(index.is_idle() && !index.blocks(&named(13, &[8])));
+        let dead = Entry { state: State::Dead, holds: false, ..parked(named(11, &[7])) };
+        index.insert(3, dead);
+        assert_eq!(index.passed_by(&named(13, &[7])), [3]);
+        assert_eq!(index.passed_by(&named(11, &[7])), [3], "told once");
+        index.supersede(3);
+        assert!(index.passed_by(&named(13, &[7])).is_empty() && index.is_idle());
     }
 
     #[test]

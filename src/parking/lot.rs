@@ -10,7 +10,7 @@ use super::{
     stored,
 };
 use crate::{
-    change::{Change, Key, Keys, Timestamp},
+    change::{Change, Keys, Timestamp},
     error::{Error, Result},
     journal::Limits,
     sqlite::{integer, unsigned},
@@ -210,9 +210,9 @@ impl Lot {
         }
     }
 
-    /// Parks a change. A full lot is an error of class `Retry`: the sink waits until somebody makes
+    /// Parks a change, which keeps its order by `keys`. A full lot is an error of class `Retry`: the sink waits until somebody makes
     /// room.
-    pub fn park(&mut self, change: Change, why: Why) -> Result<()> {
+    pub fn park(&mut self, change: Change, keys: Keys, why: Why) -> Result<()> {
         let bytes = change.bytes() as u64;
         self.check_room(bytes)?;
         let now = Timestamp::now();
@@ -229,7 +229,6 @@ impl Lot {
         };
         let wait = if attempts == 0 { Duration::ZERO } else { self.wait(attempts) };
         let next_at = if retry_seq.is_some() { NEVER } else { after(now, wait) };
-        let keys = change.keys();
         let entry = Entry {
             keys: keys.clone(),
             state,
@@ -278,12 +277,12 @@ impl Lot {
         let failed = |error| failed("park changes of", &self.sink, error);
         let mut transaction = self.parking.pool.begin().await.map_err(failed)?;
         for parked in &self.unsaved {
-            let rows = parked.keys.rows.iter().flat_map(|key| key.to_be_bytes());
             sqlx::query(
                 "INSERT INTO parked (sink, offset, state, room, keys, table_name, op, bytes, change,
                      attempts, error, first_at, last_at, next_at, retry_seq)
                  VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
                  ON CONFLICT (sink, offset) DO UPDATE SET state = excluded.state,
+                     keys = excluded.keys,
                      attempts = excluded.attempts, error = excluded.error,
                      last_at = excluded.last_at, next_at = excluded.next_at,
                      retry_seq = excluded.retry_seq",
@@ -292,7 +291,7 @@ impl Lot {
             .bind(integer(parked.change.offset))
             .bind(parked.state.word())
             .bind(parked.keys.room.to_be_bytes().to_vec())
-            .bind(rows.collect::<Vec<u8>>())
+            .bind(parked.keys.to_bytes())
             .bind(parked.change.table.as_ref().map(|table| table.full_name()))
             .bind(parked.change.op.word())
             .bind(integer(parked.change.bytes() as u64))
@@ -372,6 +371,35 @@ impl Lot {
             changes.push(stored::from_text(&text)?);
         }
         Ok(changes)
+    }
+
+    /// The keys by which the change at `offset` keeps its order.
+    pub fn keys(&self, offset: u64) -> Option<&Keys> {
+        self.index.get(offset).map(|entry| &entry.keys)
+    }
+
+    /// Adds to the keys of every parked change those that it has by the rules of today, as `keys`
+    /// tells them: what was parked under other rules keeps its order by both.
+    pub async fn add_keys(&mut self, mut keys: impl FnMut(&Change) -> Keys) -> Result<()> {
+        let offsets: Vec<u64> = self.index.offsets().collect();
+        for offset in offsets {
+            let Some(change) = self.load(&[offset]).await?.pop() else { continue };
+            let Some(entry) = self.index.get(offset).cloned() else { continue };
+            let mut joined = entry.keys.clone();
+            joined.join(keys(&change));
+            if joined == entry.keys {
+                continue;
+            }
+            sqlx::query("UPDATE parked SET keys = ? WHERE sink = ? AND offset = ?")
+                .bind(joined.to_bytes())
+                .bind(&self.sink)
+                .bind(integer(offset))
+                .execute(&self.parking.pool)
+                .await
+                .map_err(|error| failed("write down the keys of", &self.sink, error))?;
+            self.index.insert(offset, Entry { keys: joined, ..entry });
+        }
+        Ok(())
     }
 
     /// Whether a later change of its key was delivered already.
@@ -519,13 +547,10 @@ fn after(now: Timestamp, wait: Duration) -> Timestamp {
 }
 
 fn entry(row: &sqlx::sqlite::SqliteRow, hold: bool) -> sqlx::Result<(u64, Entry)> {
-    let (room, rows): (Vec<u8>, Vec<u8>) = (row.try_get("room")?, row.try_get("keys")?);
-    let room = room.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));
-    let rows = rows.as_chunks().0.iter().map(|key| Key::from_be_bytes(*key)).collect();
     let dead = row.try_get::<String, _>("state")? == State::Dead.word();
     let superseded = row.try_get::<Option<i64>, _>("superseded")?.is_some();
     let entry = Entry {
-        keys: Keys { room, rows },
+        keys: keys(row)?,
         state: if dead { State::Dead } else { State::Parked },
         attempts: row.try_get("attempts")?,
         next_at: Timestamp(row.try_get("next_at")?),
@@ -534,4 +559,11 @@ fn entry(row: &sqlx::sqlite::SqliteRow, hold: bool) -> sqlx::Result<(u64, Entry)
         superseded,
     };
     Ok((unsigned(row.try_get("offset")?), entry))
+}
+
+/// The keys of a row of the file.
+pub(super) fn keys(row: &sqlx::sqlite::SqliteRow) -> sqlx::Result<Keys> {
+    let (room, keys): (Vec<u8>, Vec<u8>) = (row.try_get("room")?, row.try_get("keys")?);
+    let room = room.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));
+    Ok(Keys::from_bytes(room, &keys))
 }

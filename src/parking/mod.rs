@@ -27,7 +27,7 @@ pub use self::{
     lot::{Lot, Policy, Stand, Why, within},
 };
 use crate::{
-    change::{Change, Timestamp},
+    change::{Change, Keys, Timestamp},
     error::{Class, Classify, Error, Result},
     sqlite::{self, Named, integer, unsigned},
 };
@@ -116,23 +116,27 @@ impl Parking {
     }
 
     /// Replaces values of the new row (of a delete the old one) by `values`, a JSON object of
-    /// columns; the change is tried again at once.
+    /// columns; the change is tried again at once. It keeps its order by the keys that it had, and
+    /// by those that `keys` tells of it now.
     pub async fn edit(
         &self,
         place: &Place,
         values: &serde_json::Map<String, serde_json::Value>,
-        who: &str,
+        (who, keys): (&str, impl FnOnce(&Change) -> Keys),
     ) -> Result<()> {
         let (_, change) = self.show(place).await?;
         let change = edit::apply(change, values)?;
+        let mut joined = self.keys(place).await?;
+        joined.join(keys(&change));
         let name = place.to_string();
         let failed = |error| failed("edit", &name, error);
         let done = sqlx::query(
-            "UPDATE parked SET change = ?, edited_by = ?, state = 'parked', next_at = ?,
+            "UPDATE parked SET change = ?, keys = ?, edited_by = ?, state = 'parked', next_at = ?,
                  retry_seq = NULL
              WHERE sink = ? AND offset = ?",
         )
         .bind(stored::to_text(&change)?)
+        .bind(joined.to_bytes())
         .bind(who)
         .bind(Timestamp::now().0)
         .bind(&place.sink)
@@ -141,6 +145,18 @@ impl Parking {
         .await
         .map_err(failed)?;
         if done.rows_affected() == 0 { Err(place.unknown()) } else { Ok(()) }
+    }
+
+    async fn keys(&self, place: &Place) -> Result<Keys> {
+        let name = place.to_string();
+        let failed = |error| failed("read", &name, error);
+        let row = sqlx::query("SELECT room, keys FROM parked WHERE sink = ? AND offset = ?")
+            .bind(&place.sink)
+            .bind(integer(place.offset))
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(failed)?;
+        lot::keys(&row.ok_or_else(|| place.unknown())?).map_err(failed)
     }
 
     /// Removes the changes of `sink` that are `gone`, and forgets what was sent and not taken.

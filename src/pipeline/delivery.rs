@@ -6,10 +6,13 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::{lanes::Lanes, run::Run};
+use super::{
+    lanes::Lanes,
+    run::{self, Run},
+};
 use crate::{
     catalog::Catalog,
-    change::{Batch, Change, Timestamp},
+    change::{Batch, Change, Keys, Timestamp},
     error::{Class, Result},
     failpoint,
     journal::{Journal, Limits, Reader},
@@ -143,6 +146,7 @@ impl Delivery<'_> {
         for change in batch.changes {
             self.shape(change, &mut run)?;
         }
+        self.show_unmatched();
         self.lot.save().await?;
         self.show_lot();
         Ok(run)
@@ -156,20 +160,25 @@ impl Delivery<'_> {
         batch
     }
 
+    /// Tells people of columns that rules name and tables do not have: a mask may hide nothing.
+    fn show_unmatched(&mut self) {
+        for unmatched in self.transform.take_news() {
+            warn!("sink {}: {unmatched}", self.name);
+        }
+        self.stats.set_unmatched(self.transform.count_unmatched());
+    }
+
     fn shape(&mut self, change: Change, run: &mut Run) -> Result<()> {
         if let Some(by) = self.skips.get(&change.offset) {
+            let why = Why::Skipped(format!("skipped by {by}"));
+            let keys = self.transform.keys_despite(&change);
             run.close_transaction_of(&change);
-            return self.lot.park(change, Why::Skipped(format!("skipped by {by}")));
-        }
-        if !self.lot.is_idle() {
-            let keys = change.keys();
-            if self.lot.blocks(&keys) {
-                run.close_transaction_of(&change);
-                return self.lot.park(change, Why::Behind);
-            }
-            self.lot.passes(&keys, change.offset);
+            return self.lot.park(change, keys, why);
         }
         if self.transform.is_plain() {
+            if self.waits(&change, std::slice::from_ref(&change), run)? {
+                return Ok(());
+            }
             run.push(change);
             return Ok(());
         }
@@ -178,15 +187,49 @@ impl Delivery<'_> {
                 self.stats.filter(1);
                 run.close_transaction_of(&change);
             }
-            Ok(parts) => run.push_parts(change, parts),
+            Ok(parts) => {
+                if !self.waits(&change, &parts, run)? {
+                    run.push_parts(change, parts);
+                }
+            }
             Err(error) if error.class() != Class::Data => return Err(error),
             Err(error) => {
+                let keys = self.transform.keys_despite(&change);
+                let behind = self.lot.blocks(&keys);
+                let why = if behind { Why::Behind } else { Why::Failed(error.to_string()) };
                 run.close_transaction_of(&change);
-                self.lot.park(change, Why::Failed(error.to_string()))?;
-                self.stats.park();
+                self.lot.park(change, keys, why)?;
+                if !behind {
+                    self.stats.park();
+                }
             }
         }
         Ok(())
+    }
+
+    /// Parks a change that must wait behind another by its own keys, or by those of its parts.
+    fn waits(&mut self, change: &Change, parts: &[Change], run: &mut Run) -> Result<bool> {
+        if self.lot.is_idle() {
+            return Ok(false);
+        }
+        let Some(keys) = run::keys(parts) else { return Ok(false) };
+        if self.lot.blocks(&keys) {
+            run.close_transaction_of(change);
+            self.lot.park(change.clone(), keys, Why::Behind)?;
+            return Ok(true);
+        }
+        self.lot.passes(&self.state_keys(keys), change.offset);
+        Ok(false)
+    }
+
+    /// The keys that a delivered change supersedes older ones by: the state of a row is not replaced
+    /// by that of another row whose message has the same key.
+    fn state_keys(&self, mut keys: Keys) -> Keys {
+        let target = self.sink.capabilities();
+        if target.state_target && !target.supersedes {
+            keys.named.clear();
+        }
+        keys
     }
 
     pub(super) fn is_record_due(&self) -> bool {

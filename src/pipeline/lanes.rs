@@ -1,14 +1,16 @@
 //! Several connections to one target, each with the changes of its own keys.
 //!
-//! A batch is cut at each barrier: a change whose keys lie in two lanes, or that concerns a whole
-//! table that has a key. Between two barriers the lanes write at the same time; the batch is done
-//! when all of them are, so that nothing of the next one overtakes it.
+//! A batch is cut at each barrier: a change that concerns a whole table that has a key. Between two
+//! barriers the lanes write at the same time, and changes that keys link, be it over others, are in
+//! one lane; the batch is done when all lanes are, so that nothing of the next one overtakes it.
+
+use std::collections::HashMap;
 
 use futures_util::future::join_all;
 use tokio::time::Instant;
 
 use crate::{
-    change::{Batch, Change},
+    change::{Batch, Change, Key, Keys, Op, Room},
     error::{Class, Error, Result},
     sink::{Capabilities, Outcome, Progress, Sink, Verdict, Written},
 };
@@ -140,48 +142,91 @@ fn of_each(written: Result<Written>, count: usize) -> Result<Vec<Outcome>> {
 /// Runs between barriers: for each the indexes of the changes of every lane, in order.
 fn groups(changes: &[Change], lanes: usize) -> Vec<Vec<Vec<usize>>> {
     let mut groups = Vec::new();
-    let mut group = vec![Vec::new(); lanes];
-    let mut is_empty = true;
+    let mut group = Group::default();
     for (index, change) in changes.iter().enumerate() {
-        match lane_of(change, lanes) {
-            Some(lane) => {
-                if let Some(lane) = group.get_mut(lane) {
-                    lane.push(index);
-                }
-                is_empty = false;
-            }
-            None => {
-                if !is_empty {
-                    groups.push(std::mem::replace(&mut group, vec![Vec::new(); lanes]));
-                    is_empty = true;
-                }
-                let mut alone = vec![Vec::new(); lanes];
-                if let Some(first) = alone.first_mut() {
-                    first.push(index);
-                }
-                groups.push(alone);
-            }
+        let keys = change.keys();
+        let barrier = keys.is_whole() && change.op == Op::Truncate;
+        if barrier || !group.takes(&keys) {
+            groups.extend(std::mem::take(&mut group).into_lanes(lanes));
+        }
+        group.add(index, keys);
+        if barrier {
+            groups.extend(std::mem::take(&mut group).into_lanes(lanes));
         }
     }
-    if !is_empty {
-        groups.push(group);
-    }
+    groups.extend(group.into_lanes(lanes));
     groups
 }
 
-/// The lane of a change's keys; `None` where they lie in several. A table without a key is one
-/// lane.
-fn lane_of(change: &Change, lanes: usize) -> Option<usize> {
-    let keys = change.keys();
-    let lanes = u128::try_from(lanes).unwrap_or(1).max(1);
-    let lane = |hash: u128| usize::try_from(hash % lanes).unwrap_or(0);
-    if keys.is_whole() {
-        let keyed = change.table.as_ref().is_some_and(|table| !table.key_columns().is_empty());
-        return (!keyed).then(|| lane(keys.room.into()));
+/// Changes without a barrier between them, and which of them belong together.
+#[derive(Default)]
+struct Group {
+    members: Vec<Member>,
+    /// The last member that has each key.
+    last: HashMap<Key, usize>,
+    /// Whether the changes of a table are about all of it: a table without a key is one key.
+    whole: HashMap<Room, bool>,
+}
+
+struct Member {
+    index: usize,
+    /// An earlier member that it belongs to; itself for the first.
+    with: usize,
+    key: Key,
+}
+
+impl Group {
+    /// Whether the change is of the same sort as the others of its table: rows, or the whole.
+    fn takes(&self, keys: &Keys) -> bool {
+        self.whole.get(&keys.room).is_none_or(|whole| *whole == keys.is_whole())
     }
-    let mut of = keys.rows.iter().map(|key| lane(*key));
-    let first = of.next()?;
-    of.all(|other| other == first).then_some(first)
+
+    fn add(&mut self, index: usize, keys: Keys) {
+        self.whole.insert(keys.room, keys.is_whole());
+        let own = self.members.len();
+        let whole = keys.is_whole().then(|| keys.room.into());
+        let all: Vec<Key> = keys.rows.iter().copied().chain(whole).chain(keys.named).collect();
+        let key = all.first().copied().unwrap_or_default();
+        self.members.push(Member { index, with: own, key });
+        for key in all {
+            if let Some(other) = self.last.insert(key, own) {
+                self.join(other, own);
+            }
+        }
+    }
+
+    /// The first of the members that belong together with this one.
+    fn first(&self, mut member: usize) -> usize {
+        while let Some(found) = self.members.get(member).filter(|found| found.with != member) {
+            member = found.with;
+        }
+        member
+    }
+
+    fn join(&mut self, one: usize, other: usize) {
+        let (one, other) = (self.first(one), self.first(other));
+        let (early, late) = (one.min(other), one.max(other));
+        if let Some(late) = self.members.get_mut(late) {
+            late.with = early;
+        }
+    }
+
+    /// The indexes of each lane; nothing where there is no member.
+    fn into_lanes(self, count: usize) -> Option<Vec<Vec<usize>>> {
+        if self.members.is_empty() {
+            return None;
+        }
+        let divisor = u128::try_from(count).unwrap_or(1).max(1);
+        let mut lanes = vec![Vec::new(); count];
+        for (member, Member { index, .. }) in self.members.iter().enumerate() {
+            let key = self.members.get(self.first(member)).map_or(0, |first| first.key);
+            let lane = usize::try_from(key % divisor).unwrap_or(0);
+            if let Some(lane) = lanes.get_mut(lane) {
+                lane.push(*index);
+            }
+        }
+        Some(lanes)
+    }
 }
 
 #[cfg(test)]
@@ -194,7 +239,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        change::{Before, Keys, Op, Row, Transaction, Value},
+        change::{Before, Row, Shaped, Transaction, Value},
         schema::{Column, Identity, Table, Type},
     };
 
@@ -243,13 +288,17 @@ mod tests {
         Arc::new(Table { oid: 1, schema, name, identity: Identity::Full, columns: vec![id] })
     }
 
-    /// Inserts, changes of the key and truncates of a few keys in three tables, one without a key.
+    /// Inserts, changes of the key and truncates of a few keys in three tables, one without a key;
+    /// some have a key that rules gave them.
     fn changes() -> impl Strategy<Value = Vec<Change>> {
         let tables = [table("a", true), table("b", true), table("bare", false)];
-        let one = (0..3usize, 0..6u8, 0..6u8, 0..10u8);
+        let one = (0..3usize, 0..6u8, 0..6u8, 0..10u8, prop::option::of(0..9u8));
         prop::collection::vec(one, 2..60).prop_map(move |picks| {
-            let change = |(offset, (table, id, other, kind)): (usize, (usize, u8, u8, u8))| {
+            type Pick = (usize, u8, u8, u8, Option<u8>);
+            let change = |(offset, (table, id, other, kind, key)): (usize, Pick)| {
                 let row = |id: u8| Row::from_values([Value::Text(id.to_string().as_bytes())]);
+                let key = key.map(|key| key.to_string());
+                let shaped = key.map(|key| Shaped { key: Some(key), ..Shaped::default() });
                 let (op, before, after) = match kind {
                     0 => (Op::Truncate, Before::Nothing, None),
                     1..=3 => (Op::Update, Before::Full(row(other)), Some(row(id))),
@@ -265,7 +314,7 @@ mod tests {
                     before,
                     after,
                     message: None,
-                    shaped: None,
+                    shaped: shaped.map(Box::new),
                 }
             };
             picks.into_iter().enumerate().map(change).collect()
@@ -297,6 +346,34 @@ mod tests {
                     prop_assert!(ordered, "{first} before {second}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_key_that_rules_gave_keeps_its_changes_in_one_lane_and_is_no_barrier() {
+        let keyed = table("a", true);
+        let change = |offset: u64| Change {
+            offset,
+            op: Op::Insert,
+            index: 0,
+            closes_transaction: true,
+            transaction: Transaction::default(),
+            table: Some(Arc::clone(&keyed)),
+            before: Before::Nothing,
+            after: Some(Row::from_values([Value::Text(offset.to_string().as_bytes())])),
+            message: None,
+            shaped: Some(Box::new(Shaped {
+                key: Some((offset % 20).to_string()),
+                ..Shaped::default()
+            })),
+        };
+        let changes: Vec<Change> = (0..100).map(change).collect();
+        let groups = groups(&changes, 4);
+        assert_eq!(groups.len(), 1);
+        assert!(groups[0].iter().all(|lane| lane.len() >= 5), "{groups:?}");
+        for key in 0..20 {
+            let of_key = |lane: &&Vec<usize>| lane.iter().any(|index| index % 20 == key);
+            assert_eq!(groups[0].iter().filter(of_key).count(), 1, "{groups:?}");
         }
     }
 

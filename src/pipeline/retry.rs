@@ -91,7 +91,8 @@ impl Delivery<'_> {
         let mut run = Run::default();
         let (mut gone, mut stay) = (Vec::new(), Vec::<Keys>::new());
         for change in changes {
-            let (offset, keys) = (change.offset, change.keys());
+            let offset = change.offset;
+            let keys = self.lot.keys(offset).cloned().unwrap_or_else(|| change.keys());
             if stay.iter().any(|other| other.meets(&keys)) {
                 stay.push(keys); // what it waits behind stays parked after all
                 continue;
@@ -107,12 +108,17 @@ impl Delivery<'_> {
             }
         }
         if !gone.is_empty() {
+            self.stats.filter(gone.len());
             self.lot.delivered(&gone).await?;
         }
         let mut runs = vec![run];
         while let Some(mut run) = runs.pop().filter(|run| !run.is_empty()) {
             match self.send_again(&run).await {
-                Ok(written) => self.settle(run, written).await?,
+                Ok(written) => {
+                    if !self.settle(run, written).await? {
+                        runs.clear(); // what waits behind the rest of it is due only after it
+                    }
+                }
                 Err(error) if error.class() == Class::Data && run.len() > 1 => {
                     answered = false;
                     // Or one half, once delivered under this number, would vouch for the other.
@@ -192,7 +198,8 @@ impl Delivery<'_> {
         Ok(written)
     }
 
-    async fn settle(&mut self, run: Run, written: Written) -> Result<()> {
+    /// Takes what was delivered out of the lot; whether that was all of it.
+    async fn settle(&mut self, run: Run, written: Written) -> Result<bool> {
         let outcomes = match written {
             Written::All => (0..run.batch.changes.len()).map(|_| Outcome::Durable).collect(),
             Written::Each(outcomes) => outcomes,
@@ -239,7 +246,7 @@ impl Delivery<'_> {
                 self.name
             )));
         }
-        Ok(())
+        Ok(delivered.len() == units)
     }
 
     fn settle_refused(&mut self, run: &Run, error: &str) {

@@ -1,7 +1,7 @@
 //! A run of changes on its way to a sink: what the rules made of each, and the change itself, which
 //! is what is parked.
 
-use crate::change::{Batch, Change};
+use crate::change::{Batch, Change, Keys};
 
 /// Units in their order; the parts of one change stay together.
 #[derive(Debug, Default)]
@@ -78,6 +78,14 @@ impl Run {
         self.units.push(Unit { whole, parts: parts.len() });
         self.batch.changes.extend(parts);
     }
+}
+
+/// The keys of what became of a change, those of the change itself among them.
+pub(super) fn keys(parts: &[Change]) -> Option<Keys> {
+    let mut parts = parts.iter();
+    let mut keys = parts.next()?.keys();
+    parts.for_each(|part| keys.join(part.keys()));
+    Some(keys)
 }
 
 /// The change of a unit as it is in the journal.

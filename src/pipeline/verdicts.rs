@@ -51,13 +51,15 @@ impl Delivery<'_> {
     }
 
     fn park_given_back(&mut self, change: Change, verdict: Verdict) -> Result<()> {
+        let keys = self.transform.keys_despite(&change);
         match verdict {
             Verdict::Durable => Ok(()),
-            Verdict::Behind => self.lot.park(change, Why::Behind),
-            Verdict::SetAside => self.lot.park(change, Why::SetAside(self.progress.retry_seq)),
+            Verdict::Behind => self.lot.park(change, keys, Why::Behind),
+            Verdict::SetAside => {
+                self.lot.park(change, keys, Why::SetAside(self.progress.retry_seq))
+            }
             Verdict::GivenUp { attempts, why, next } => {
-                let keys = change.keys();
-                self.lot.park(change, Why::GivenUp(attempts, why))?;
+                self.lot.park(change, keys.clone(), Why::GivenUp(attempts, why))?;
                 self.stats.park();
                 if let Some(next) = next {
                     self.lot.passes(&keys, next);

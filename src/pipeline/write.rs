@@ -3,7 +3,7 @@
 
 use super::{
     delivery::Delivery,
-    run::{Run, whole},
+    run::{Run, keys, whole},
 };
 use crate::{
     change::{Batch, Change},
@@ -79,12 +79,11 @@ impl Delivery<'_> {
         let mut kept = Run::default();
         kept.batch.position = run.batch.position;
         for unit in run.into_units() {
-            let first = unit.0.as_ref().or(unit.1.first());
-            match first.map(Change::keys) {
+            match keys(&unit.1) {
                 Some(keys) if self.lot.blocks(&keys) => {
                     if let Some(change) = whole(unit) {
                         kept.close_transaction_of(&change);
-                        self.lot.park(change, Why::Behind)?;
+                        self.lot.park(change, keys, Why::Behind)?;
                     }
                 }
                 _ => kept.push_unit(unit),
@@ -95,10 +94,12 @@ impl Delivery<'_> {
 
     /// Parks what was refused.
     fn refuse(&mut self, units: Vec<(Option<Change>, Vec<Change>)>, error: &str) -> Result<()> {
-        for change in units.into_iter().filter_map(whole) {
-            self.lot.park(change, Why::Refused(error.to_owned()))?;
-            self.parked_now = true;
-            self.stats.park();
+        for unit in units {
+            if let (Some(keys), Some(change)) = (keys(&unit.1), whole(unit)) {
+                self.lot.park(change, keys, Why::Refused(error.to_owned()))?;
+                self.parked_now = true;
+                self.stats.park();
+            }
         }
         Ok(())
     }

@@ -136,9 +136,10 @@ impl Walrace {
         Ok(&source_of(&self.sources, source)?.journal)
     }
 
-    /// What the sink `name` wants to see.
-    pub fn filter_of(&self, name: &str) -> Result<Filter> {
-        Ok(self.sink(name)?.filter())
+    /// What the sink `name` wants to see, and what it makes of it.
+    pub fn rules_of(&self, name: &str) -> Result<(Filter, Transform)> {
+        let sink = self.sink(name)?;
+        Ok((sink.filter(), sink.transform()?))
     }
 
     fn sink(&self, name: &str) -> Result<&Arc<Delivering>> {

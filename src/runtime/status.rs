@@ -93,6 +93,9 @@ pub struct SinkStatus {
     /// The limit; at it the sink waits.
     #[serde(default)]
     pub parked_changes_max: u64,
+    /// Columns that a `mask` or a `drop` names in full and that no table had since the start.
+    #[serde(default)]
+    pub unmatched_columns: u64,
     /// Changes that a rule, or the format, kept from it since the start.
     pub filtered_changes: u64,
     /// Sums since the start.

@@ -22,6 +22,7 @@ pub struct SinkStats {
     parked: AtomicU64,
     dead: AtomicU64,
     parked_bytes: AtomicU64,
+    unmatched: AtomicU64,
     parked_alarm: AtomicBool,
     commit_time: AtomicI64,
     moved_at: AtomicI64,
@@ -106,6 +107,16 @@ impl SinkStats {
     /// How many changes are parked, how many of them are dead letters, and their bytes.
     pub fn parked(&self) -> (u64, u64, u64) {
         (self.parked.load(Relaxed), self.dead.load(Relaxed), self.parked_bytes.load(Relaxed))
+    }
+
+    /// So many columns were to be hidden or taken away, and are in no table that came so far.
+    pub fn set_unmatched(&self, columns: usize) {
+        self.unmatched.store(columns as u64, Relaxed);
+    }
+
+    /// See `set_unmatched`.
+    pub fn unmatched(&self) -> u64 {
+        self.unmatched.load(Relaxed)
     }
 
     /// An attempt failed.

@@ -18,8 +18,13 @@ enum Taken {
 /// The first changes of `changes` that share no key, at most `most`; one at least.
 pub(super) fn first(changes: &[Change], most: usize) -> &[Change] {
     let mut taken: HashMap<Room, Taken> = HashMap::new();
+    let mut named: HashSet<Key> = HashSet::new();
     let mut free = |change: &Change| {
         let keys = change.keys();
+        if keys.named.iter().any(|key| named.contains(key)) {
+            return false;
+        }
+        named.extend(&keys.named);
         let fresh = if keys.is_whole() { Taken::Whole } else { Taken::Rows(HashSet::new()) };
         let known = taken.contains_key(&keys.room);
         match taken.entry(keys.room).or_insert(fresh) {

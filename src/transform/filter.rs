@@ -67,6 +67,14 @@ impl Filter {
         Batch { changes: passed, position: batch.position }
     }
 
+    /// The operations of a table's changes that pass.
+    pub fn operations_of(&mut self, table: &Arc<Table>) -> Vec<Op> {
+        let rows = [Op::Insert, Op::Update, Op::Delete].into_iter();
+        let read = Some(Op::Read).filter(|_| self.reads);
+        let passing = rows.filter(|op| self.passes_operation(*op)).chain(read).collect();
+        if self.passes_table(table) { passing } else { Vec::new() }
+    }
+
     /// Changes that did not pass, since the start.
     pub fn filtered(&self) -> u64 {
         self.filtered

@@ -27,6 +27,9 @@ use crate::{
 
 /// Whole numbers beyond this are strings in Luau, whose numbers are doubles.
 const EXACT_MAX: u64 = 1 << 53;
+/// To load the source may take this long at least: it happens at the start and after a failure, and
+/// a machine that is busy just then is no mistake in the rule.
+const LOAD_TIME: Duration = Duration::from_secs(5);
 /// What could reach out of the sandbox, or make a replay differ.
 const REMOVED: [&str; 7] =
     ["print", "require", "loadstring", "collectgarbage", "getfenv", "setfenv", "newproxy"];
@@ -54,10 +57,12 @@ struct State {
 struct Clock {
     base: Instant,
     deadline_us: Arc<AtomicU64>,
+    limit_ms: Arc<AtomicU64>,
 }
 
 impl Clock {
     fn start(&self, limit: Duration) {
+        self.limit_ms.store(micros(limit) / 1000, Ordering::Relaxed);
         self.deadline_us.store(micros(self.base.elapsed() + limit), Ordering::Relaxed);
     }
 
@@ -131,8 +136,9 @@ impl Function {
     }
 
     fn start(&self) -> Result<State> {
-        let clock = Clock { base: Instant::now(), deadline_us: Arc::default() };
-        clock.start(self.time_max);
+        let (deadline_us, limit_ms) = (Arc::default(), Arc::default());
+        let clock = Clock { base: Instant::now(), deadline_us, limit_ms };
+        clock.start(self.time_max.max(LOAD_TIME));
         let made = self.load(&clock).map_err(|error| {
             Error::config(format!("`{}` does not compile: {}", self.rule, first_line(&error)))
                 .remedy("docs/transforms.md shows what a function looks like")
@@ -159,11 +165,11 @@ impl Function {
         globals.raw_set("null", lua.null())?;
         lua.sandbox(true)?;
         lua.set_memory_limit(self.bytes_max)?;
-        let (watch, limit) = (clock.clone(), self.time_max);
+        let watch = clock.clone();
         lua.set_interrupt(move |_| match watch.is_over() {
             false => Ok(VmState::Continue),
             true => {
-                let limit = limit.as_millis();
+                let limit = watch.limit_ms.load(Ordering::Relaxed);
                 Err(mlua::Error::runtime(format!("it takes longer than {limit} ms")))
             }
         });

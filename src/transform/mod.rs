@@ -18,23 +18,27 @@ mod scope;
 mod step;
 #[cfg(test)]
 mod tests;
+mod unmatched;
 mod view;
 
 use std::sync::Arc;
 
 pub use filter::Filter;
+pub use unmatched::Unmatched;
 
 use self::{
     expression::Expression,
     outbox::{Outbox, Sorted},
     plain::Plain,
     step::Step,
+    unmatched::Name,
     view::{ByTable, Columns, View},
 };
 use crate::{
-    change::Change,
+    change::{Change, Keys, Op},
     config,
     error::{Result, ResultExt},
+    schema::Table,
 };
 
 /// The rules of one sink beyond its [`Filter`].
@@ -116,6 +120,83 @@ impl Transform {
         self.run(change).context(|| format!("by the rules of sink {}", self.sink))
     }
 
+    /// Whether a sink is to get anything of the change, be it a dead letter: a rule that fails
+    /// leaves nothing out.
+    pub fn wants(&mut self, change: &Change) -> bool {
+        self.is_plain() || !matches!(self.explain(change.clone()), Ok(Shape::LeftOut(_)))
+    }
+
+    /// Shows the rules a table as the source has it, whose changes have these operations. An error
+    /// is a rule that would stop the sink or fail for every change of it.
+    pub fn meet(&mut self, table: &Arc<Table>, operations: &[Op]) -> Result<()> {
+        if let Some(outbox) = &mut self.outbox
+            && outbox.meet(table)?
+        {
+            return Ok(());
+        }
+        for op in operations {
+            let mut table = Some(Arc::clone(table));
+            for step in &mut self.steps {
+                match (&table, step.plain_mut()) {
+                    (Some(known), _) => table = step.meet(known, *op)?,
+                    (None, Some(plain)) => plain.doubt(),
+                    (None, None) => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What is to be told of columns that steps name and tables do not have, since it was last
+    /// told: each name once for each table.
+    pub fn take_news(&mut self) -> Vec<Unmatched> {
+        let plain = self.steps.iter_mut().filter_map(Step::plain_mut);
+        plain.flat_map(Plain::take_news).collect()
+    }
+
+    /// The columns that steps name and that none of the tables has which they met, if any.
+    pub fn unmatched(&self) -> Vec<Unmatched> {
+        self.names().filter_map(Name::unmatched).collect()
+    }
+
+    /// How many of them met a table and let values through that were to be hidden or taken away.
+    pub fn count_unmatched(&self) -> usize {
+        self.names().filter(|name| name.bares()).count()
+    }
+
+    fn names(&self) -> impl Iterator<Item = &Name> {
+        self.steps.iter().filter_map(Step::plain).flat_map(Plain::names)
+    }
+
+    /// The keys that a change keeps its order by where a rule fails on it: its own, and those that
+    /// its messages would have as far as the other rules tell.
+    pub fn keys_despite(&mut self, change: &Change) -> Keys {
+        let mut parts = self.parts_despite(change).into_iter();
+        let mut keys = parts.next().map_or_else(|| change.keys(), |part| part.keys());
+        parts.for_each(|part| keys.join(part.keys()));
+        keys
+    }
+
+    fn parts_despite(&mut self, change: &Change) -> Vec<Change> {
+        if let Some(event) = self.outbox.as_mut().and_then(|outbox| outbox.keyed(change)) {
+            return vec![event];
+        }
+        let mut parts = vec![change.clone()];
+        for step in &mut self.steps {
+            match step.apply(parts.clone(), &mut self.columns) {
+                Ok(made) if !made.is_empty() => parts = made,
+                _ => {}
+            }
+        }
+        for part in &mut parts {
+            if let Ok(Some(key)) = self.message.key_of(part, &mut self.columns) {
+                part.shaped_mut().key.get_or_insert(key);
+            }
+            part.keep_keys_of(change);
+        }
+        parts
+    }
+
     fn run(&mut self, change: Change) -> Result<Shape> {
         if let Some(condition) = &self.condition {
             let columns = columns_of(&mut self.columns, &change)?;
@@ -131,7 +212,7 @@ impl Transform {
                 Sorted::Other(change) => change,
             },
         };
-        let closes = change.closes_transaction;
+        let source = change.clone();
         let mut parts = vec![change];
         for step in &mut self.steps {
             parts = step.apply(parts, &mut self.columns)?;
@@ -142,7 +223,8 @@ impl Transform {
         let last = parts.len() - 1;
         for (number, part) in parts.iter_mut().enumerate() {
             self.message.apply(part, &mut self.columns)?;
-            part.closes_transaction = closes && number == last;
+            part.keep_keys_of(&source);
+            part.closes_transaction = source.closes_transaction && number == last;
             if last > 0 {
                 part.shaped_mut().part = u32::try_from(number).unwrap_or(u32::MAX);
             }
@@ -154,6 +236,17 @@ impl Transform {
 impl MessageRules {
     fn is_empty(&self) -> bool {
         self.route.is_none() && self.key.is_none() && self.headers.is_empty()
+    }
+
+    /// The key that the expression gives; `None` where there is no expression, or no row to read.
+    fn key_of(
+        &self,
+        change: &Change,
+        columns: &mut ByTable<(), Arc<Columns>>,
+    ) -> Result<Option<String>> {
+        let (Some(expression), Some(_)) = (&self.key, change.key_row()) else { return Ok(None) };
+        let columns = columns_of(columns, change)?;
+        expression.text(&View::new(change, &columns))
     }
 
     /// Decides what no function has decided yet. A change without a row keeps the sink's own where
@@ -194,16 +287,16 @@ impl MessageRules {
 /// The steps; adjacent ones that only choose, rename and hide columns are one.
 fn steps(rules: &config::Rules) -> Result<Vec<Step>> {
     let mut steps = Vec::new();
-    let mut run = Plain::new(rules.mask_key.as_ref());
+    let mut run = Plain::new(rules.mask_key.as_ref(), false);
     for (index, step) in rules.transform.iter().enumerate() {
         let rule = format!("transform[{index}]");
-        if run.add(step).context(|| rule.clone())? {
+        if run.add(&rule, step).context(|| rule.clone())? {
             continue;
         }
         if !run.is_empty() {
-            let next = Plain::new(rules.mask_key.as_ref());
-            steps.push(Step::Plain(std::mem::replace(&mut run, next)));
+            steps.push(Step::Plain(run));
         }
+        run = Plain::new(rules.mask_key.as_ref(), true);
         steps.push(Step::new(&rule, step)?);
     }
     if !run.is_empty() {

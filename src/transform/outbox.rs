@@ -76,9 +76,34 @@ impl Outbox {
         };
         let config = &self.config;
         let layout = self.tables.get(table, (), || layout(config, table).map(Arc::new))?;
-        let shaped = Box::new(event(&layout, row)?);
-        let (table, shaped) = (Some(Arc::clone(&layout.table)), Some(shaped));
-        Ok(Sorted::Event(Change { table, shaped, ..change }))
+        let shaped = event(&layout, row)?;
+        Ok(Sorted::Event(layout.keyed(&change, shaped)))
+    }
+
+    /// Whether it is the outbox table; an error where that lacks a column that the rules name.
+    pub(super) fn meet(&mut self, table: &Arc<Table>) -> Result<bool> {
+        let config = &self.config;
+        let is = self.is_outbox(table);
+        if is {
+            self.tables.get(table, (), || layout(config, table).map(Arc::new))?;
+        }
+        Ok(is)
+    }
+
+    /// The event of a change as far as its keys go, whatever else is wrong with it; `None` where it
+    /// is none.
+    pub(super) fn keyed(&mut self, change: &Change) -> Option<Change> {
+        if change.message.is_some() {
+            return match self.sort(change.clone()) {
+                Ok(Sorted::Event(event)) => Some(event),
+                _ => None,
+            };
+        }
+        let table = change.table.as_ref().filter(|table| self.is_outbox(table))?;
+        let config = &self.config;
+        let layout = self.tables.get(table, (), || layout(config, table).map(Arc::new)).ok()?;
+        let key = layout.text(change.after.as_ref()?, layout.key).ok()?;
+        Some(layout.keyed(change, Shaped { key, ..Shaped::default() }))
     }
 
     fn is_outbox(&self, table: &Table) -> bool {
@@ -125,6 +150,31 @@ fn layout(config: &config::Outbox, table: &Arc<Table>) -> Result<Layout> {
     })
 }
 
+impl Layout {
+    /// The event that a row carries; without an aggregate its key is the row's.
+    fn keyed(&self, row: &Change, shaped: Shaped) -> Change {
+        let mut event = row.clone();
+        if shaped.key.is_some() {
+            event.table = Some(Arc::clone(&self.table));
+        }
+        event.shaped = Some(Box::new(shaped));
+        if !row.row_keys().is_whole() {
+            event.keep_keys_of(row);
+        }
+        event
+    }
+
+    fn text(&self, row: &Row, index: Option<usize>) -> Result<Option<String>> {
+        let Some(Value::Text(bytes)) = index.and_then(|index| row.value(index)) else {
+            return Ok(None);
+        };
+        match std::str::from_utf8(bytes) {
+            Ok(text) => Ok(Some(text.to_owned())),
+            Err(_) => Err(Error::data(format!("a column of {} is not UTF-8", self.table))),
+        }
+    }
+}
+
 fn keyed_by(table: &Table, key: usize) -> Arc<Table> {
     let mut table = Table { identity: Identity::Default, ..table.clone() };
     for (index, column) in table.columns.iter_mut().enumerate() {
@@ -134,15 +184,7 @@ fn keyed_by(table: &Table, key: usize) -> Arc<Table> {
 }
 
 fn event(layout: &Layout, row: &Row) -> Result<Shaped> {
-    let text = |index: Option<usize>| -> Result<Option<String>> {
-        let Some(Value::Text(bytes)) = index.and_then(|index| row.value(index)) else {
-            return Ok(None);
-        };
-        match std::str::from_utf8(bytes) {
-            Ok(text) => Ok(Some(text.to_owned())),
-            Err(_) => Err(Error::data(format!("a column of {} is not UTF-8", layout.table))),
-        }
-    };
+    let text = |index| layout.text(row, index);
     let mut headers = match text(layout.headers)? {
         Some(json) => headers(&json, &layout.table)?,
         None => Vec::new(),

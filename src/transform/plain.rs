@@ -6,7 +6,11 @@ use std::{collections::BTreeMap, sync::Arc};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
-use super::{scope::Scope, view::ByTable};
+use super::{
+    scope::Scope,
+    unmatched::{Name, Unmatched},
+    view::ByTable,
+};
 use crate::{
     change::{Before, Change, Op, Row, Value},
     config::{self, Mask, glob_matches},
@@ -21,9 +25,20 @@ pub(super) const TEXT: u32 = 25;
 /// A run of such steps.
 #[derive(Debug)]
 pub(super) struct Plain {
-    steps: Vec<(Scope, Action)>,
+    steps: Vec<Stage>,
     projections: ByTable<Op, Arc<Projection>>,
     key: Option<Hmac<Sha256>>,
+    /// Steps before these ones add and remove columns change by change.
+    wavers: bool,
+    /// What nobody was told yet.
+    news: Vec<Unmatched>,
+}
+
+#[derive(Debug)]
+struct Stage {
+    scope: Scope,
+    action: Action,
+    names: Vec<Name>,
 }
 
 #[derive(Debug)]
@@ -50,14 +65,16 @@ struct Cell {
 }
 
 impl Plain {
-    /// A run of no steps; hashes are made with `key`.
-    pub(super) fn new(key: Option<&config::Secret>) -> Self {
+    /// A run of no steps; hashes are made with `key`. `wavers`: a step before it may add and remove
+    /// columns.
+    pub(super) fn new(key: Option<&config::Secret>, wavers: bool) -> Self {
         let key = key.and_then(|key| Hmac::new_from_slice(key.expose().as_bytes()).ok());
-        Self { steps: Vec::new(), projections: ByTable::default(), key }
+        let (steps, news) = (Vec::new(), Vec::new());
+        Self { steps, projections: ByTable::default(), key, wavers, news }
     }
 
-    /// Adds a step; `false` where it is of another sort.
-    pub(super) fn add(&mut self, step: &config::Step) -> Result<bool> {
+    /// Adds the step `rule`; `false` where it is of another sort.
+    pub(super) fn add(&mut self, rule: &str, step: &config::Step) -> Result<bool> {
         let action = match step.actions().as_slice() {
             ["columns"] => Action::Keep(step.columns.clone()),
             ["drop"] => Action::Drop(step.drop.clone()),
@@ -72,8 +89,24 @@ impl Plain {
         if matches!(&action, Action::Mask(masks) if hashes(masks)) && self.key.is_none() {
             return Err(Error::config("a mask hashes, but the sink has no `mask_key`"));
         }
-        self.steps.push((Scope::new(step), action));
+        let names = action.names(rule);
+        self.steps.push(Stage { scope: Scope::new(step), action, names });
         Ok(true)
+    }
+
+    /// What is to be told of columns that steps name and tables do not have, since it was last told.
+    pub(super) fn take_news(&mut self) -> Vec<Unmatched> {
+        std::mem::take(&mut self.news)
+    }
+
+    /// Tables come to these steps whose columns nobody knows before the changes.
+    pub(super) fn doubt(&mut self) {
+        self.steps.iter_mut().flat_map(|stage| &mut stage.names).for_each(Name::doubt);
+    }
+
+    /// The names of columns that the steps give.
+    pub(super) fn names(&self) -> impl Iterator<Item = &Name> {
+        self.steps.iter().flat_map(|stage| &stage.names)
     }
 
     /// Whether there is no step at all.
@@ -84,11 +117,7 @@ impl Plain {
     /// Projects the rows of a change; one without a table is as it was.
     pub(super) fn apply(&mut self, change: &mut Change) -> Result<()> {
         let Some(table) = &change.table else { return Ok(()) };
-        let steps = &self.steps;
-        let projection = self.projections.get(table, change.op, || {
-            let chosen = steps.iter().filter(|(scope, _)| scope.covers_table(table, change.op));
-            project(table, chosen.map(|(_, action)| action)).map(Arc::new)
-        })?;
+        let projection = self.projection(table, change.op)?;
         let Some(cells) = &projection.cells else { return Ok(()) };
         let row = |row: &Row| self.row(row, cells);
         change.after = change.after.as_ref().map(row);
@@ -99,6 +128,25 @@ impl Plain {
         };
         change.table = Some(Arc::clone(&projection.table));
         Ok(())
+    }
+
+    /// The table as the steps leave it for changes of this operation.
+    pub(super) fn table(&mut self, table: &Arc<Table>, op: Op) -> Result<Arc<Table>> {
+        Ok(Arc::clone(&self.projection(table, op)?.table))
+    }
+
+    fn projection(&mut self, table: &Arc<Table>, op: Op) -> Result<Arc<Projection>> {
+        let Self { steps, projections, wavers, news, .. } = self;
+        projections.get(table, op, || {
+            let chosen = steps.iter_mut().filter(|stage| stage.scope.covers_table(table, op));
+            project(table, chosen, |stage, columns| {
+                let met = stage.names.iter_mut();
+                news.extend(met.filter_map(|name| {
+                    name.meet(table, columns.iter().map(|(column, _)| column), *wavers)
+                }));
+            })
+            .map(Arc::new)
+        })
     }
 
     fn row(&self, row: &Row, cells: &[Cell]) -> Row {
@@ -144,9 +192,25 @@ fn first(text: &[u8], chars: usize) -> &[u8] {
     text.get(..end).unwrap_or(text)
 }
 
+impl Action {
+    /// The names of columns that it gives, as a step of `rule`.
+    fn names(&self, rule: &str) -> Vec<Name> {
+        let name = |word: &str, column: &str, takes_away: bool| {
+            Name::new(format!("{rule}.{word}"), column, takes_away)
+        };
+        match self {
+            Self::Keep(globs) => globs.iter().map(|glob| name("columns", glob, false)).collect(),
+            Self::Drop(globs) => globs.iter().map(|glob| name("drop", glob, true)).collect(),
+            Self::Rename(names) => names.keys().map(|old| name("rename", old, false)).collect(),
+            Self::Mask(masks) => masks.iter().map(|(glob, _)| name("mask", glob, true)).collect(),
+        }
+    }
+}
+
 fn project<'a>(
     table: &Arc<Table>,
-    actions: impl Iterator<Item = &'a Action>,
+    stages: impl Iterator<Item = &'a mut Stage>,
+    mut meet: impl FnMut(&mut Stage, &[(Column, Cell)]),
 ) -> Result<Projection> {
     let plain = |from| Cell { from, masks: Vec::new() };
     let columns = table.columns.iter().enumerate();
@@ -154,8 +218,9 @@ fn project<'a>(
         columns.map(|(index, column)| (column.clone(), plain(index))).collect();
     let mut keyed = true;
     let key: Vec<usize> = table.key_columns();
-    for action in actions {
-        match action {
+    for stage in stages {
+        meet(stage, &projected);
+        match &stage.action {
             Action::Keep(globs) => {
                 projected
                     .retain(|(column, cell)| key.contains(&cell.from) || any(globs, &column.name));

@@ -9,14 +9,15 @@ use super::{
     edit::{Cell, Edit, Layouts, RowEdit},
     expression::Expression,
     function::Function,
-    plain::Plain,
+    plain::{Plain, TEXT, text_type},
     scope::Scope,
     view::{ByTable, Columns, Side, View},
 };
 use crate::{
-    change::{Before, Change},
+    change::{Before, Change, Op},
     config,
     error::{Error, Result},
+    schema::{Column, Table},
 };
 
 /// One step, or several that became one.
@@ -83,6 +84,41 @@ impl Step {
             Self::Explode(explode) => explode.list.rule(),
             Self::Function(_, function) => function.rule(),
         }
+    }
+
+    /// The columns that are chosen, renamed and hidden, where it is of that sort.
+    pub(super) fn plain(&self) -> Option<&Plain> {
+        if let Self::Plain(plain) = self { Some(plain) } else { None }
+    }
+
+    /// As [`Self::plain`].
+    pub(super) fn plain_mut(&mut self) -> Option<&mut Plain> {
+        if let Self::Plain(plain) = self { Some(plain) } else { None }
+    }
+
+    /// The table as the step leaves it for changes of this operation; `None` where that depends on
+    /// the change.
+    pub(super) fn meet(&mut self, table: &Arc<Table>, op: Op) -> Result<Option<Arc<Table>>> {
+        let (scope, added): (_, Vec<&String>) = match self {
+            Self::Plain(plain) => return plain.table(table, op).map(Some),
+            Self::Set(set) => (&set.scope, set.columns.iter().map(|(name, _)| name).collect()),
+            Self::Explode(explode) => (&explode.scope, vec![&explode.column]),
+            Self::Function(scope, _) => {
+                return Ok(Some(Arc::clone(table)).filter(|_| !scope.covers_table(table, op)));
+            }
+        };
+        if !scope.covers_table(table, op) {
+            return Ok(Some(Arc::clone(table)));
+        }
+        let mut made = Table::clone(table);
+        for name in added {
+            if made.columns.iter().all(|column| column.name != *name) {
+                let (name, ty) = (name.clone(), text_type(TEXT));
+                let (primary_key, identity, nullable) = (false, false, None);
+                made.columns.push(Column { name, ty, primary_key, identity, nullable });
+            }
+        }
+        Ok(Some(Arc::new(made)))
     }
 
     /// What becomes of the parts that the step before made.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::kit::{Cluster, FileRecorder, Recorder, Server, source_toml};
+use crate::kit::{Answer, Cluster, FileRecorder, Recorder, Server, source_toml, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const SHOP: &str = "
@@ -271,4 +271,134 @@ async fn rules_are_tried_on_real_changes_whether_it_runs_or_not() {
     let (code, _, said) = scene.walrace(&test);
     assert_eq!(code, Some(1));
     assert!(said.contains("sink lake: `where`, line 1, column 13: "), "{said}");
+}
+
+#[tokio::test]
+async fn what_a_sink_is_missing_is_what_its_rules_let_through_whether_it_runs_or_not() {
+    let hook = Recorder::start().await;
+    let sink = format!(
+        "[sink.hook]\nkind = \"webhook\"\nurl = \"{}\"\ntables = [\"public.orders\"]\nreads = false\n\
+         where = \"op == 'delete' || record.net / 1.0 > 10.0\"\nattempts_max = 1\n",
+        hook.url()
+    );
+    let mut scene = Scene::set(&sink).await;
+    hook.refuse(|change| change["after"]["id"] == 1);
+    scene.cluster.sql("insert into orders values (1, 'bad', 20, '[]', null)").await;
+    let parked = async || {
+        let status: Value = serde_json::from_str(&scene.server.get("/status").await.1).unwrap();
+        (status["sinks"][0]["parked_changes"] == 1).then_some(())
+    };
+    wait_for(PATIENCE, parked, || scene.server.log_tail()).await;
+    hook.always(Answer::Refuse(503));
+    scene
+        .cluster
+        .sql(
+            "insert into orders values (2, 'small', 5, '[]', null), (3, 'large', 50, '[]', null),
+             (4, 'fails', null, '[]', null); delete from orders where id = 2",
+        )
+        .await;
+    let behind = async || {
+        let status: Value = serde_json::from_str(&scene.server.get("/status").await.1).unwrap();
+        (status["sinks"][0]["behind_changes"].as_u64() >= Some(3)).then_some(())
+    };
+    wait_for(PATIENCE, behind, || scene.server.log_tail()).await;
+    let (_, told, _) = scene.walrace(&["lag"]);
+    assert!(told.contains("before filters and rules"), "{told}");
+    let running = scene.walrace(&["missing", "--sink", "hook", "--json"]);
+    scene.server.kill();
+    let stopped = scene.walrace(&["missing", "--sink", "hook", "--json"]);
+    assert_eq!((running.0, stopped.0), (Some(3), Some(3)), "{} {}", running.2, stopped.2);
+    assert_eq!(running.1, stopped.1);
+    let lines: Vec<Value> = stopped.1.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let offsets: Vec<u64> = lines.iter().map(|line| line["offset"].as_u64().unwrap()).collect();
+    assert_eq!(offsets, [2, 3, 4], "what a rule leaves out is not missing, what it fails on is");
+    for said in [&running.2, &stopped.2] {
+        assert!(said.contains(" are parked: `walrace dlq list --sink hook`"), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn a_mask_with_a_slip_of_the_pen_is_told_by_check_in_the_log_in_the_metrics_and_by_test() {
+    let rules = |email: &str| {
+        file(
+            "lake",
+            &format!(
+                "tables = [\"public.customers\", \"public.orders\"]\nmask_key = \"0123456789abcdef\"\n\
+                 [[sink.lake.transform]]\nmask = {{ {email} = \"hash\", \"*_token\" = \"drop\" }}\n\
+                 [[sink.lake.transform]]\nrename = {{ id = \"key\" }}\n\
+                 [[sink.lake.transform]]\ncolumns = [\"key\", \"emal\", \"status\", \"net\"]\n"
+            ),
+        )
+    };
+    let mut scene = Scene::set(&rules("emial")).await;
+    let (code, said, _) = scene.walrace(&["check"]);
+    assert_eq!(code, Some(1), "{said}");
+    let mask = "transform[0].mask names the column `emial`, which none of its tables has \
+                (public.customers, public.orders); public.customers has `email`";
+    assert!(said.contains("sink lake") && said.contains(mask), "{said}");
+    assert!(said.contains("1 thing stands in the way"), "{said}");
+    let warned = |rule: &str| said.lines().any(|l| l.contains("warning") && l.contains(rule));
+    assert!(warned("transform[0].mask names the column `*_token`"), "{said}");
+    assert!(warned("transform[2].columns names the column `emal`"), "{said}");
+    assert!(!said.contains("rename"), "{said}");
+
+    for id in 1..4 {
+        scene.cluster.sql(&format!("insert into customers values ({id}, 'a', 'b')")).await;
+    }
+    scene.cluster.sql("insert into orders values (1, 'paid', 1, '[]', null)").await;
+    scene.file("lake").wait_until(PATIENCE, |seen| seen.len() == 4).await;
+    let log = std::fs::read_to_string(scene.server.path("walrace.log")).unwrap();
+    let told = "names the column `emial`, which public.customers does not have; it has `email`";
+    assert_eq!(log.matches(told).count(), 1, "once for each table: {log}");
+    assert_eq!(log.matches("names the column `emial`, which public.orders").count(), 1, "{log}");
+    let metric = "walrace_sink_unmatched_columns";
+    assert_eq!(scene.server.metric(metric, &["sink=\"lake\""]).await, Some(1.0));
+    let (_, _, said) = scene.walrace(&["transform", "test", "--sink", "lake"]);
+    assert!(said.contains(&format!("warning: {mask}")), "{said}");
+
+    scene.server.stop().await;
+    let source = source_toml("app", &scene.cluster.unix_url());
+    scene.server.set_config(&format!("{source}\n{}", rules("email").replace("emal", "email")));
+    let (code, said, _) = scene.walrace(&["check"]);
+    assert_eq!(code, Some(0), "{said}");
+    scene.server.set_config(&format!(
+        "{source}\n{}",
+        rules("email").replace(
+            "[[sink.lake.transform]]\nmask",
+            "[[sink.lake.transform]]\ntables = [\"public.custmers\"]\nmask",
+        )
+    ));
+    let (code, said, _) = scene.walrace(&["check"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("names the column `email`, but applies to no table"), "{said}");
+}
+
+#[tokio::test]
+async fn check_compiles_the_rules_of_every_sink() {
+    let cluster = Cluster::start().await;
+    cluster.sql(SHOP).await;
+    let source = source_toml("app", &cluster.unix_url());
+    let server = Server::new("");
+    for (rules, told) in [
+        ("where = \"record.net >\"", "sink lake: `where`, line 1, column 13"),
+        ("route = \"recrd.net\"", "sink lake: `route`, line 1, column 1: there is no variable"),
+        ("message_key = \"lower(record.net)\"", "sink lake: `message_key`, line 1"),
+        ("message_headers = { x = \"1 +\" }", "sink lake: `message_headers.x`, line 1, column 4"),
+        ("transform = [{ set = { x = \"1 +\" } }]", "sink lake: `transform[0].set.x`, line 1"),
+        (
+            "transform = [{ function = \"\"\"\nfunction transform(change)\n  retrn change\nend\"\"\" }]",
+            "sink lake: `transform[0].function` does not compile: transform[0].function:2:",
+        ),
+        (
+            "outbox.table = \"public.outbox\"\noutbox.key_column = \"agregate\"",
+            "no column agregate",
+        ),
+    ] {
+        server.set_config(&format!("{source}\n{}{}", file("good", ""), file("lake", rules)));
+        let output = server.run(&["check"]);
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains(told), "{told}: {said}");
+        assert!(said.contains("sink good") && said.contains("1 thing stands"), "{said}");
+    }
 }

@@ -9,6 +9,7 @@ use tracing::info;
 use super::{Delivering, INTERRUPT_GRACE};
 use crate::{
     catalog::By,
+    change::Change,
     config::From,
     error::{Error, Result},
     parking::{Place, Query},
@@ -145,7 +146,9 @@ impl Delivering {
         by: &By,
     ) -> Result<()> {
         let _held = self.interrupt().await;
-        self.parking.edit(place, values, &by.who).await?;
+        let mut transform = self.transform()?;
+        let keys = |change: &Change| transform.keys_despite(change);
+        self.parking.edit(place, values, (&by.who, keys)).await?;
         let columns: Vec<&String> = values.keys().collect();
         let detail = serde_json::json!({"offset": place.offset, "columns": columns, "why": by.why});
         self.catalog

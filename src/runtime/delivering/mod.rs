@@ -5,7 +5,7 @@ mod control;
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -51,6 +51,8 @@ pub(super) struct Delivering {
     part: Part,
     stats: Arc<SinkStats>,
     lost_changes: AtomicU64,
+    /// What is parked has the keys that the rules of today give it.
+    keyed: AtomicBool,
     /// Held by the loop while it delivers, one for each lane. They outlive a failed attempt, with
     /// what they know: a time that the target asked for, or the place in a queue.
     sinks: tokio::sync::Mutex<Vec<Box<dyn Sink>>>,
@@ -86,6 +88,7 @@ impl Delivering {
             part: Part::new("sink", name),
             stats: Arc::default(),
             lost_changes: AtomicU64::new(0),
+            keyed: AtomicBool::new(false),
             sinks: tokio::sync::Mutex::default(),
             attempt: Mutex::default(),
             changed: Notify::new(),
@@ -297,7 +300,13 @@ impl Delivering {
             .remedy("put back the newer data_dir"));
         }
         self.stats.begin(progress.cursor, recorded.min(progress.cursor));
-        let (lot, done) = self.lot(sinks, &progress).await?;
+        let mut transform = self.transform()?;
+        let (mut lot, done) = self.lot(sinks, &progress).await?;
+        if !transform.is_plain() && !self.keyed.load(Relaxed) {
+            // The rules are read at the start, and may be others than those it was parked under.
+            lot.add_keys(|change| transform.keys_despite(change)).await?;
+            self.keyed.store(true, Relaxed);
+        }
         let sink = Lanes::new(sinks);
         Ok(Delivery {
             name: self.name.clone(),
@@ -305,7 +314,7 @@ impl Delivering {
             journal: self.journal.clone(),
             done,
             filter: self.filter(),
-            transform: Transform::new(&self.name, &self.config)?,
+            transform,
             catalog: self.catalog.clone(),
             lot,
             skips: self.catalog.skips(&self.name).await?,
@@ -420,6 +429,10 @@ impl Delivering {
         Filter::new(&self.config).reads(self.config.reads)
     }
 
+    pub(super) fn transform(&self) -> Result<Transform> {
+        Transform::new(&self.name, &self.config)
+    }
+
     /// Has its progress written down with the next batch, or within a second.
     pub(super) fn hurry(&self) {
         self.stats.want_record();
@@ -482,6 +495,7 @@ impl Delivering {
             dead_letters,
             parked_bytes,
             parked_changes_max: self.config.parked_changes_max,
+            unmatched_columns: self.stats.unmatched(),
             totals: self.stats.totals(),
         }
     }

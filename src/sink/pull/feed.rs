@@ -85,6 +85,8 @@ pub(super) struct Feed {
     deliveries_max: Option<u32>,
     leased: BTreeSet<(Instant, Place)>,
     rooms: HashMap<Room, Tails>,
+    /// The last messages of each key that rules gave, whatever their tables.
+    named: HashMap<Key, Place>,
     delivered: HashMap<Uuid, Place>,
     /// Leases and early acknowledgements of messages that the loop has not brought again.
     before: HashMap<Place, Lease>,
@@ -362,6 +364,7 @@ impl Feed {
     /// Has everything queue up anew, in order; first what is with a consumer.
     pub(super) fn queue_anew(&mut self) {
         self.rooms.clear();
+        self.named.clear();
         self.ready.clear();
         let mut order: Vec<(bool, Place)> = Vec::with_capacity(self.pending.len());
         for (place, entry) in &mut self.pending {
@@ -390,6 +393,9 @@ impl Feed {
         for key in &keys.rows {
             ahead.extend(tails.rows.insert(*key, message.place));
         }
+        for key in &keys.named {
+            ahead.extend(self.named.insert(*key, message.place));
+        }
         ahead.sort_unstable();
         ahead.dedup();
         let mut behind = 0;
@@ -404,6 +410,11 @@ impl Feed {
 
     fn leave_queue(&mut self, message: &Message) {
         let Some(keys) = &message.keys else { return };
+        for key in &keys.named {
+            if self.named.get(key) == Some(&message.place) {
+                self.named.remove(key);
+            }
+        }
         let Some(tails) = self.rooms.get_mut(&keys.room) else { return };
         if tails.whole == Some(message.place) {
             tails.whole = None;

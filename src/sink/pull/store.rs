@@ -93,9 +93,8 @@ impl Store {
         let kept = sqlx::query("SELECT \"offset\", part, room, keys, body FROM kept ORDER BY 1, 2");
         for row in kept.fetch_all(&self.pool).await? {
             let room: Option<i64> = row.try_get(2)?;
-            let (keys, _) = row.try_get::<&[u8], _>(3)?.as_chunks::<16>();
-            let rows = keys.iter().map(|key| u128::from_be_bytes(*key)).collect();
-            let keys = room.map(|room| Keys { room: room.cast_unsigned(), rows });
+            let keys: &[u8] = row.try_get(3)?;
+            let keys = room.map(|room| Keys::from_bytes(room.cast_unsigned(), keys));
             held.kept.push((place_of(&row)?, keys, row.try_get::<Vec<u8>, _>(4)?.into()));
         }
         Ok(held)
@@ -169,8 +168,7 @@ impl Store {
 
 /// Stores a message that the journal's reader will not bring again.
 async fn save_message(connection: &mut SqliteConnection, message: &Message) -> sqlx::Result<()> {
-    let rows = message.keys.as_ref().map_or(&[][..], |keys| &keys.rows);
-    let keys: Vec<u8> = rows.iter().flat_map(|key| key.to_be_bytes()).collect();
+    let keys = message.keys.as_ref().map(Keys::to_bytes).unwrap_or_default();
     sqlx::query("INSERT OR REPLACE INTO kept VALUES (?, ?, ?, ?, ?)")
         .bind(integer(message.place.offset))
         .bind(message.place.part)

@@ -25,6 +25,7 @@ mod catalog;
 mod checks;
 mod failure;
 mod operate;
+mod outline;
 pub mod pgoutput;
 mod preflight;
 mod publication;
@@ -41,6 +42,7 @@ pub use operate::{
     InspectedTable, Inspection, PublicationStatus, SlotStatus, Status, create, drop, drop_slot,
     inspect, status,
 };
+pub use outline::tables;
 pub use preflight::{Finding, Level, preflight};
 pub use session::Session;
 pub use stats::Stats;

@@ -14,9 +14,11 @@ use crate::{
     schema::{Column, Identity, Table, Type},
 };
 
+mod columns;
 mod examples;
 mod expressions;
 mod functions;
+mod keys;
 mod mistakes;
 mod outbox;
 mod plain;
