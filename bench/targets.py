@@ -198,7 +198,11 @@ class Nats(Server):
 
 
 class RabbitMq(Server):
-    """A durable queue behind a topic exchange, with the last 100,000 messages."""
+    """A quorum queue behind a topic exchange, with the last 100,000 messages.
+
+    A classic one of 3.10 took about 150 ms to confirm what is on disk, and a change waits until the
+    one before it of its key is confirmed: 1,900 changes a second.
+    """
 
     program = "/usr/lib/rabbitmq/bin/rabbitmq-server"
 
@@ -250,7 +254,8 @@ class RabbitMq(Server):
                              "read": ".*"}],
             "exchanges": [{**own, "name": "changes", "type": "topic", "internal": False,
                            "arguments": {}}],
-            "queues": [{**own, "name": "all", "arguments": {"x-max-length": 100000}}],
+            "queues": [{**own, "name": "all", "arguments": {"x-queue-type": "quorum",
+                                                           "x-max-length": 100000}}],
             "bindings": [{"source": "changes", "vhost": "/", "destination": "all",
                           "destination_type": "queue", "routing_key": "#", "arguments": {}}],
         }

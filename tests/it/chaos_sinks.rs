@@ -261,7 +261,7 @@ async fn chaos_with_every_kind_of_sink_attached_loses_nothing_anywhere() {
     let number = |name| std::env::var(name).ok().and_then(|text| text.parse().ok());
     let mut rng = Rng::with_seed(number("WALRACE_CHAOS_SEED").unwrap_or(42));
     let began = Instant::now();
-    let mut scene = Scene::set().await;
+    let mut scene = Box::pin(Scene::set()).await;
     println!("all are up after {:.1?}", began.elapsed());
     let load = Ledger::load(&scene.cluster, PACE);
     for round in 0..number("WALRACE_CHAOS_KILLS").unwrap_or(10) {
