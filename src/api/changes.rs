@@ -105,8 +105,8 @@ fn or_gone(error: Error, asked: u64, oldest: u64) -> Failure {
     if asked < oldest { Failure::Gone(error, oldest) } else { Failure::Of(error) }
 }
 
-/// `GET /sinks/{sink}/missing`: the committed changes in the journal that the sink does not have and
-/// that its rules let through, as they are before any rule.
+/// `GET /sinks/{sink}/missing`: the committed changes in the journal that the sink does not have
+/// and that its rules let through, as they are before any rule.
 pub(super) async fn missing(
     State(walrace): State<Arc<Walrace>>,
     Path(name): Path<String>,

@@ -49,8 +49,8 @@ pub fn render(status: &Status) -> String {
     }
     let mut text = format!("{sources}\n\n{sinks}");
     if status.sinks.iter().any(|sink| sink.behind_changes > 0) {
-        let what = "\n  behind counts all changes of the journal that are not passed, before filters \
-                    and rules; `walrace missing` lists those that a sink is to get";
+        let what = "\n  behind counts all changes of the journal that are not passed, before \
+                    filters and rules; `walrace missing` lists those that a sink is to get";
         text.push_str(what);
     }
     for reason in status.unready() {

@@ -210,8 +210,8 @@ impl Lot {
         }
     }
 
-    /// Parks a change, which keeps its order by `keys`. A full lot is an error of class `Retry`: the sink waits until somebody makes
-    /// room.
+    /// Parks a change, which keeps its order by `keys`. A full lot is an error of class `Retry`:
+    /// the sink waits until somebody makes room.
     pub fn park(&mut self, change: Change, keys: Keys, why: Why) -> Result<()> {
         let bytes = change.bytes() as u64;
         self.check_room(bytes)?;

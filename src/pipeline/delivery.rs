@@ -222,8 +222,8 @@ impl Delivery<'_> {
         Ok(false)
     }
 
-    /// The keys that a delivered change supersedes older ones by: the state of a row is not replaced
-    /// by that of another row whose message has the same key.
+    /// The keys that a delivered change supersedes older ones by: the state of a row is not
+    /// replaced by that of another row whose message has the same key.
     fn state_keys(&self, mut keys: Keys) -> Keys {
         let target = self.sink.capabilities();
         if target.state_target && !target.supersedes {

@@ -279,7 +279,7 @@ pub trait Sink: Send {
 
     /// Waits until there are verdicts. May be cancelled at any time.
     async fn told(&mut self) {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     /// The verdicts since the last call, by offset. `hold`: what is given up keeps the later

@@ -94,7 +94,8 @@ impl Plain {
         Ok(true)
     }
 
-    /// What is to be told of columns that steps name and tables do not have, since it was last told.
+    /// What is to be told of columns that steps name and tables do not have, since it was last
+    /// told.
     pub(super) fn take_news(&mut self) -> Vec<Unmatched> {
         std::mem::take(&mut self.news)
     }

@@ -30,8 +30,8 @@ use crate::{
 /// How long one look for deliveries waits: it is part of every write.
 const POLL: Duration = Duration::from_millis(1);
 
-/// After a commit the brokers still end the transaction in each partition. One that begins meanwhile
-/// is refused, and librdkafka asks again only after 20 ms.
+/// After a commit the brokers still end the transaction in each partition. One that begins
+/// meanwhile is refused, and librdkafka asks again only after 20 ms.
 const ENDING: Duration = Duration::from_millis(5);
 
 /// The counts of partitions are compared this often.
