@@ -17,6 +17,8 @@ use tokio::{
     task::JoinSet,
 };
 
+use tokio_util::sync::CancellationToken;
+
 use super::wait::wait_for;
 
 /// What the recorder does with a request.
@@ -127,6 +129,7 @@ pub(crate) struct Recorder {
     port: u16,
     script: Arc<Mutex<Script>>,
     server: JoinSet<()>,
+    down: CancellationToken,
 }
 
 impl Recorder {
@@ -134,28 +137,33 @@ impl Recorder {
     pub(crate) async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let port = listener.local_addr().expect("its address").port();
-        let mut recorder = Self { port, script: Arc::default(), server: JoinSet::new() };
+        let (script, server) = (Arc::default(), JoinSet::new());
+        let mut recorder = Self { port, script, server, down: CancellationToken::new() };
         recorder.serve(listener);
         recorder
     }
 
     fn serve(&mut self, listener: TcpListener) {
-        let script = Arc::clone(&self.script);
+        let (script, down) = (Arc::clone(&self.script), CancellationToken::new());
+        self.down = down.clone();
         listener.set_nonblocking(true).expect("a socket");
         let answer = async move {
             let listener = tokio::net::TcpListener::from_std(listener).expect("a socket");
             let mut connections = JoinSet::new();
-            while let Ok((stream, _)) = listener.accept().await {
+            while let Some(Ok((stream, _))) = down.run_until_cancelled(listener.accept()).await {
                 connections.spawn(converse(stream, Arc::clone(&script)));
                 while connections.try_join_next().is_some() {}
             }
+            drop(listener);
+            connections.shutdown().await;
         };
         self.server.spawn_on(answer, TARGETS.handle());
     }
 
     /// The target goes down: connections break, new ones are refused by the kernel.
     pub(crate) async fn go_down(&mut self) {
-        self.server.shutdown().await;
+        self.down.cancel();
+        while self.server.join_next().await.is_some() {}
     }
 
     /// The target comes back on the same port.

@@ -198,6 +198,12 @@ async fn the_examples_of_the_redis_pages_work() {
     assert_is_the_order(&serde_json::from_str(&payload.1).unwrap());
     drop(example);
 
+    let example = Example::start("redis_list", &named).await;
+    example.delivers(ORDER).await;
+    let item: String = redis.ask("LINDEX jobs:orders 0").await;
+    assert_is_the_order(&serde_json::from_str(&item).unwrap());
+    drop(example);
+
     let mut listener = pubsub::listen(&redis).await;
     let example = Example::start("redis_pubsub", &named).await;
     example.delivers(ORDER).await;
