@@ -29,6 +29,7 @@ mod journal_model;
 mod journal_power_cut;
 mod kit;
 mod large_change;
+mod latency;
 mod operation;
 mod parking;
 mod progress;

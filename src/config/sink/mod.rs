@@ -43,8 +43,8 @@ pub struct Sink {
     /// How a change is written.
     #[serde(default)]
     pub format: Format,
-    /// A batch has at most this many changes. The `file` sink, whose readers see no batches, is
-    /// bound by bytes alone.
+    /// A batch has at most this many changes. Sinks whose readers see no batches, `file` and
+    /// transactional `kafka`, are bound by bytes alone.
     #[serde(default = "batch_changes_max")]
     #[schemars(range(min = 1))]
     pub batch_changes_max: usize,

@@ -68,7 +68,12 @@ impl Kafka {
 #[async_trait]
 impl Sink for Kafka {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { transactional_progress: self.transactional, ..Capabilities::default() }
+        Capabilities {
+            transactional_progress: self.transactional,
+            // One commit costs as much for few changes as for many.
+            batches_by_bytes: self.transactional,
+            ..Capabilities::default()
+        }
     }
 
     async fn open(&mut self) -> Result<Option<Progress>> {
