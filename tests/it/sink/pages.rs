@@ -321,10 +321,7 @@ async fn the_example_of_the_object_store_page_works() {
         ("${AWS_SECRET_ACCESS_KEY}", &moto.secret_access_key),
     ];
     let mut example = Example::start("object_store", &addresses).await;
-    let journal = async || example.server.metric("walrace_sink_behind_changes", &[]).await;
-    example.cluster.sql(ORDER).await;
-    let captured = async || (journal().await? > 0.0).then_some(());
-    wait_for(PATIENCE, captured, || example.server.log_tail()).await;
+    example.delivers(ORDER).await;
     assert!(example.server.stop().await.success());
     let objects = object_store::s3_objects(&moto).await;
     assert!(objects[0].0.starts_with("public.orders/"), "{objects:?}");
