@@ -71,7 +71,7 @@ impl Keys {
     }
 }
 
-fn add(keys: &mut Vec<Key>, more: Vec<Key>) {
+fn add(keys: &mut Vec<Key>, more: impl IntoIterator<Item = Key>) {
     for key in more {
         if !keys.contains(&key) {
             keys.push(key);
@@ -99,7 +99,7 @@ impl Change {
         let room = room(&[&table.schema, &table.name]);
         let mut rows = Vec::with_capacity(2);
         for key in self.key_values().into_iter().flatten() {
-            add(&mut rows, vec![hash(room, &key)]);
+            add(&mut rows, [hash(room, &key)]);
         }
         let mut keys = Keys { room, rows, named: Vec::new() };
         match self.shaped.as_ref().and_then(|shaped| shaped.source_keys.as_deref()) {

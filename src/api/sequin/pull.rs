@@ -9,7 +9,9 @@ use axum::{
     http::{StatusCode, header},
     response::IntoResponse,
 };
+use serde::Deserialize;
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use super::{Failure, find, input::Input};
 use crate::{
@@ -45,7 +47,7 @@ pub(super) async fn ack(
     body: Bytes,
 ) -> Result<Json<Value>, Failure> {
     let (_, stream) = stream(&walrace, &id_or_name)?;
-    stream.ack(&Input::read(query, &body)?.ack_ids()?).await?;
+    stream.ack(&ids(query, &body)?).await?;
     Ok(Json(json!({"success": true})))
 }
 
@@ -57,8 +59,20 @@ pub(super) async fn nack(
     body: Bytes,
 ) -> Result<Json<Value>, Failure> {
     let (_, stream) = stream(&walrace, &id_or_name)?;
-    stream.nack(&Input::read(query, &body)?.ack_ids()?).await?;
+    stream.nack(&ids(query, &body)?).await?;
     Ok(Json(json!({"success": true})))
+}
+
+/// The ids of a request, which mostly has nothing else.
+fn ids(query: Vec<(String, String)>, body: &Bytes) -> Result<Vec<Uuid>, Failure> {
+    #[derive(Deserialize)]
+    struct Plain {
+        ack_ids: Vec<Uuid>,
+    }
+    match serde_json::from_slice(body) {
+        Ok(Plain { ack_ids }) if !ack_ids.is_empty() => Ok(ack_ids),
+        _ => Input::read(query, body)?.ack_ids(),
+    }
 }
 
 fn stream<'a>(walrace: &'a Walrace, id_or_name: &str) -> Result<(&'a str, Stream), Failure> {
@@ -74,12 +88,15 @@ fn is_paused(walrace: &Walrace, name: &str) -> bool {
 fn reply(messages: &[Pulled]) -> Vec<u8> {
     let bytes = messages.iter().map(|message| message.body.len() + 64).sum::<usize>();
     let mut text = Vec::with_capacity(bytes + 16);
+    let mut id = Uuid::encode_buffer();
     text.extend_from_slice(b"{\"data\":[");
     for (count, Pulled { ack_id, body }) in messages.iter().enumerate() {
         if count > 0 {
             text.push(b',');
         }
-        text.extend_from_slice(format!("{{\"ack_id\":\"{ack_id}\",\"data\":").as_bytes());
+        text.extend_from_slice(b"{\"ack_id\":\"");
+        text.extend_from_slice(ack_id.as_hyphenated().encode_lower(&mut id).as_bytes());
+        text.extend_from_slice(b"\",\"data\":");
         text.extend_from_slice(body);
         text.push(b'}');
     }

@@ -11,7 +11,7 @@
 //! Memory runs ahead of the store by [`Unsaved`], which a reply waits for.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     time::Duration,
 };
 
@@ -19,7 +19,11 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::ranges::Ranges;
+use super::{
+    ack_id::AckIds,
+    leases::{Lease, Leases, Stored},
+    ranges::Ranges,
+};
 use crate::change::{Key, Keys, Room, Timestamp};
 
 /// Where a message comes from: an offset, and the part of an exploded change.
@@ -30,10 +34,9 @@ pub(super) struct Place {
 }
 
 /// A message that nobody has acknowledged.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Message {
     pub(super) place: Place,
-    pub(super) ack_id: Uuid,
     /// What it must keep its order with; `None` where messages are independent.
     pub(super) keys: Option<Keys>,
     pub(super) body: Bytes,
@@ -41,30 +44,47 @@ pub(super) struct Message {
     pub(super) kept: bool,
 }
 
-/// What is written down of a message that was delivered at least once.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Lease {
-    pub(super) deliveries: u32,
-    /// Others may have it from then on, in microseconds since 1970.
-    pub(super) visible_at: i64,
-    pub(super) acked: bool,
-}
-
 /// What the store does not have yet.
 #[derive(Debug, Default)]
 pub(super) struct Unsaved {
-    /// `None`: nothing is to be remembered of it any more.
-    pub(super) leases: BTreeMap<Place, Option<Lease>>,
+    /// By number: leases that it does not have as they are, and those that it need not have.
+    pub(super) leases: BTreeSet<u64>,
+    pub(super) over: BTreeSet<u64>,
     /// Done, with what they touch of those that the store has.
     pub(super) ranges: Ranges,
-    /// Messages to be kept, because the loop will not bring them again.
+    /// Messages to be kept, because the loop will not bring them again, and to be kept no longer.
     pub(super) keep: BTreeSet<Place>,
+    pub(super) unkept: BTreeSet<Place>,
 }
 
 impl Unsaved {
     pub(super) fn is_empty(&self) -> bool {
-        self.leases.is_empty() && self.ranges.is_empty() && self.keep.is_empty()
+        let Self { leases, over, ranges, keep, unkept } = self;
+        let no_place = keep.is_empty() && unkept.is_empty();
+        leases.is_empty() && over.is_empty() && ranges.is_empty() && no_place
     }
+
+    /// What became unsaved later, and this.
+    fn before(self, later: &mut Self) {
+        later.leases.extend(self.leases);
+        later.over.extend(self.over);
+        for (from, to) in self.ranges.iter() {
+            later.ranges.insert(from, to);
+        }
+        let keep = self.keep.difference(&later.unkept).copied().collect::<Vec<_>>();
+        let unkept = self.unkept.difference(&later.keep).copied().collect::<Vec<_>>();
+        later.keep.extend(keep);
+        later.unkept.extend(unkept);
+    }
+}
+
+/// What the sink's options say of leases.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Rules {
+    /// So long a consumer has a message to itself.
+    pub(super) lease: Duration,
+    /// So often a message is delivered at most.
+    pub(super) deliveries_max: Option<u32>,
 }
 
 /// All messages between the low-water mark and what the loop has written.
@@ -72,27 +92,29 @@ impl Unsaved {
 pub(super) struct Feed {
     /// Another one for each time that memory was made anew.
     pub(super) made: u64,
-    pub(super) pending: BTreeMap<Place, Entry>,
+    pub(super) pending: BTreeMap<Place, Box<Entry>>,
     bytes: usize,
     /// The highest offset that was kept.
     kept_high: u64,
     ready: BTreeSet<Place>,
     /// Delivered as often as allowed, and not acknowledged.
     pub(super) spent: BTreeSet<Place>,
+    /// Delivered more than once, and still there.
+    pub(super) returned: BTreeSet<Place>,
     /// Retried changes that were acknowledged, of which the loop has not been told.
     pub(super) ended: BTreeSet<u64>,
-    /// So often a message is delivered at most.
-    deliveries_max: Option<u32>,
-    leased: BTreeSet<(Instant, Place)>,
+    pub(super) rules: Rules,
+    ids: AckIds,
+    leases: Leases,
     rooms: HashMap<Room, Tails>,
     /// The last messages of each key that rules gave, whatever their tables.
     named: HashMap<Key, Place>,
-    delivered: HashMap<Uuid, Place>,
-    /// Leases and early acknowledgements of messages that the loop has not brought again.
-    before: HashMap<Place, Lease>,
+    /// The leases of messages that the loop has not brought again, and of those that were
+    /// acknowledged before other parts of their changes.
+    before: BTreeMap<Place, u64>,
     pub(super) done: Ranges,
     high: u64,
-    pub(super) unsaved: Unsaved,
+    unsaved: Unsaved,
 }
 
 #[derive(Debug)]
@@ -101,8 +123,13 @@ pub(super) struct Entry {
     /// Earlier messages that it waits for, and later ones that wait for it.
     pub(super) behind: usize,
     pub(super) holds: Vec<Place>,
-    pub(super) lease: Lease,
-    until: Option<Instant>,
+    pub(super) deliveries: u32,
+    /// The last lease that it was in.
+    lease: Option<u64>,
+    /// When it was delivered first.
+    pub(super) since: Option<Instant>,
+    /// A consumer has it.
+    leased: bool,
     /// It goes to the parking lot, and to no consumer any more.
     pub(super) leaves: bool,
 }
@@ -115,43 +142,63 @@ struct Tails {
 }
 
 impl Feed {
-    /// A feed that begins at `low`, with what was remembered beyond it.
-    pub(super) fn new(low: u64, done: Ranges, deliveries_max: Option<u32>) -> Self {
-        Self { made: fastrand::u64(..), high: low, done, deliveries_max, ..Self::default() }
+    /// A feed that begins at `low`, with what is done beyond it.
+    pub(super) fn new(low: u64, done: Ranges, ids: AckIds, rules: Rules) -> Self {
+        Self { made: fastrand::u64(..), high: low, done, ids, rules, ..Self::default() }
     }
 
-    /// Remembers what the store says of a message that was delivered.
-    pub(super) fn remember(&mut self, place: Place, ack_id: Uuid, lease: Lease) {
-        self.delivered.insert(ack_id, place);
-        self.before.insert(place, lease);
+    /// Remembers what the store says of messages that were delivered, in the order of the leases.
+    pub(super) fn remember(&mut self, lease: &Stored) {
+        let left = lease.visible_at.saturating_sub(Timestamp::now().0);
+        let left = Duration::from_micros(u64::try_from(left).unwrap_or(0)).min(self.rules.lease);
+        let until = (!left.is_zero()).then(|| Instant::now() + left);
+        let places: BTreeMap<Place, u32> = lease.places().collect();
+        for place in places.keys() {
+            if let Some(earlier) = self.before.insert(*place, lease.id) {
+                self.leases.withdraw(earlier, *place);
+            }
+        }
+        let Stored { id, visible_at, acked, .. } = *lease;
+        self.leases.restore(id, Lease { visible_at, acked, places, until });
     }
 
     /// Adds a message behind those of its keys, unless it is there or done.
-    pub(super) fn push(&mut self, message: Message, lease_max: Duration) {
+    pub(super) fn push(&mut self, message: Message) {
         let place = message.place;
         let done = !message.kept && self.done.contains(place.offset);
         if done || self.pending.contains_key(&place) {
             return;
         }
-        let lease = self.before.get(&place).copied().unwrap_or_default();
-        if lease.acked {
+        let id = self.before.get(&place).copied();
+        let lease = id.and_then(|id| self.leases.get(id));
+        if lease.is_some_and(|lease| lease.acked) {
             return; // stays remembered until the low-water mark passes it
         }
-        self.before.remove(&place);
+        let leased = lease.is_some_and(|lease| lease.until.is_some());
+        let deliveries = id.map_or(0, |id| self.deliveries_before(id, place));
+        if id.is_some() {
+            self.before.remove(&place);
+        }
         let behind = self.queue_up(&message);
         self.bytes += message.body.len();
         if message.kept {
             self.kept_high = self.kept_high.max(place.offset);
         }
-        let left = lease.visible_at.saturating_sub(Timestamp::now().0);
-        let left = Duration::from_micros(u64::try_from(left).unwrap_or(0)).min(lease_max);
-        let until = (!left.is_zero()).then(|| Instant::now() + left);
-        let entry = Entry { message, behind, holds: Vec::new(), lease, until, leaves: false };
-        self.pending.insert(place, entry);
-        match until {
-            Some(until) => drop(self.leased.insert((until, place))),
-            None => self.put(place),
+        let entry = Entry {
+            message,
+            behind,
+            holds: Vec::new(),
+            deliveries,
+            lease: id,
+            since: id.map(|_| Instant::now()),
+            leased,
+            leaves: false,
+        };
+        if deliveries > 1 {
+            self.returned.insert(place);
         }
+        self.pending.insert(place, Box::new(entry));
+        self.put(place);
     }
 
     /// Puts a message that nobody has where it belongs.
@@ -159,10 +206,10 @@ impl Feed {
         let Some(entry) = self.pending.get(&place) else { return };
         // What was kept waits after a restart until the loop is where it was.
         let early = entry.message.kept && place.offset >= self.high;
-        if entry.until.is_some() || entry.leaves || early {
+        if entry.leased || entry.leaves || early {
             return;
         }
-        if self.deliveries_max.is_some_and(|max| entry.lease.deliveries >= max) {
+        if self.rules.deliveries_max.is_some_and(|max| entry.deliveries >= max) {
             self.spent.insert(place);
         } else if entry.behind == 0 {
             self.ready.insert(place);
@@ -200,77 +247,104 @@ impl Feed {
 
     /// When the next lease ends.
     pub(super) fn next_release(&self) -> Option<Instant> {
-        self.leased.first().map(|(until, _)| *until)
+        self.leases.next_end()
     }
 
-    /// Leases up to `max` messages for `lease`, in order; those come first whose time is over.
-    pub(super) fn take(&mut self, max: usize, lease: Duration) -> Vec<(Uuid, Bytes)> {
+    /// Leases up to `max` messages, in order; those come first whose time is over.
+    pub(super) fn take(&mut self, max: usize) -> Vec<(Uuid, Bytes)> {
         let now = self.expire();
-        let visible_at = Timestamp::now().0.saturating_add_unsigned(micros(lease));
-        let mut taken = Vec::new();
+        let visible_at = Timestamp::now().0.saturating_add_unsigned(micros(self.rules.lease));
+        let (id, mut places, mut taken) = (self.leases.next(), BTreeMap::new(), Vec::new());
         while taken.len() < max {
             let Some(place) = self.ready.pop_first() else { break };
             let Some(entry) = self.pending.get_mut(&place) else { continue };
-            let deliveries = entry.lease.deliveries.saturating_add(1);
-            entry.lease = Lease { deliveries, visible_at, acked: false };
-            entry.until = Some(now + lease);
-            self.leased.insert((now + lease, place));
-            self.delivered.insert(entry.message.ack_id, place);
-            self.unsaved.leases.insert(place, Some(entry.lease));
-            taken.push((entry.message.ack_id, entry.message.body.clone()));
+            if let Some(earlier) = entry.lease.replace(id) {
+                self.leases.withdraw(earlier, place);
+            }
+            entry.deliveries = entry.deliveries.saturating_add(1);
+            entry.leased = true;
+            if entry.deliveries > 1 {
+                self.returned.insert(place);
+            }
+            entry.since.get_or_insert(now);
+            places.insert(place, entry.deliveries);
+            taken.push((self.ids.of(place), entry.message.body.clone()));
         }
+        let until = Some(now + self.rules.lease);
+        self.leases.add(Lease { visible_at, acked: false, places, until });
         taken
     }
 
     /// Ends the leases whose time is over; what time it is.
     pub(super) fn expire(&mut self) -> Instant {
         let now = Instant::now();
-        while self.leased.first().is_some_and(|(until, _)| *until <= now) {
-            if let Some((_, place)) = self.leased.pop_first() {
-                self.release(place);
+        while let Some((id, places)) = self.leases.pop_ended(now) {
+            for place in places {
+                match self.pending.get_mut(&place) {
+                    Some(entry) if entry.lease == Some(id) => entry.leased = false,
+                    _ => continue,
+                }
+                self.put(place);
             }
         }
         now
     }
 
-    /// Others may have it at once. Unknown ids are nothing new.
-    pub(super) fn nack(&mut self, id: &Uuid) {
-        let Some(&place) = self.delivered.get(id) else { return };
-        let lease = match self.pending.get_mut(&place) {
-            Some(entry) if entry.leaves => return,
-            Some(entry) => {
-                if let Some(until) = entry.until {
-                    self.leased.remove(&(until, place));
+    /// Others may have these at once. Unknown ids are nothing new.
+    pub(super) fn nack(&mut self, ids: &[Uuid]) {
+        let (own, id, mut places) = (self.ids, self.leases.next(), BTreeMap::new());
+        for place in ids.iter().filter_map(|id| own.place_of(id)) {
+            if let Some(entry) = self.pending.get_mut(&place) {
+                if let Some(earlier) = entry.lease.filter(|_| !entry.leaves) {
+                    places.insert(place, entry.deliveries);
+                    entry.leased = false;
+                    entry.lease = Some(id);
+                    self.leases.withdraw(earlier, place);
+                    self.put(place);
                 }
-                entry.lease.visible_at = 0;
-                let lease = entry.lease;
-                self.release(place);
-                lease
+            } else if let Some(earlier) = self.early(place) {
+                places.insert(place, self.deliveries_before(earlier, place));
+                self.before.insert(place, id);
+                self.leases.withdraw(earlier, place);
             }
-            None => match self.before.get_mut(&place) {
-                Some(lease) if !lease.acked => {
-                    lease.visible_at = 0;
-                    *lease
-                }
-                _ => return,
-            },
-        };
-        self.unsaved.leases.insert(place, Some(lease));
+        }
+        self.leases.add(Lease { places, ..Lease::default() });
     }
 
-    /// Done with it; what waited for it may go. Unknown ids are nothing new.
-    pub(super) fn ack(&mut self, id: &Uuid) {
-        let Some(place) = self.delivered.remove(id) else { return };
-        if self.pending.get(&place).is_some_and(|entry| entry.leaves) {
-            return; // it is as good as in the lot, where a late acknowledgement does not reach it
+    /// The lease of a message that the loop has not brought again and nobody has acknowledged.
+    fn early(&self, place: Place) -> Option<u64> {
+        let id = self.before.get(&place).copied();
+        id.filter(|id| self.leases.get(*id).is_some_and(|lease| !lease.acked))
+    }
+
+    fn deliveries_before(&self, id: u64, place: Place) -> u32 {
+        let lease = self.leases.get(id);
+        lease.and_then(|lease| lease.places.get(&place)).copied().unwrap_or(0)
+    }
+
+    /// Done with these; what waited for them may go. Unknown ids are nothing new.
+    pub(super) fn ack(&mut self, ids: &[Uuid]) {
+        let (own, id, mut early) = (self.ids, self.leases.next(), BTreeMap::new());
+        for place in ids.iter().filter_map(|id| own.place_of(id)) {
+            early.extend(self.ack_one(place, id).map(|deliveries| (place, deliveries)));
         }
-        let Some(entry) = self.pending.remove(&place) else {
-            if let Some(lease) = self.before.get_mut(&place) {
-                lease.acked = true;
-                self.unsaved.leases.insert(place, Some(*lease));
-            }
-            return;
+        self.leases.add(Lease { acked: true, places: early, ..Lease::default() });
+    }
+
+    /// How often it was delivered, where it is to be remembered as acknowledged in the lease `id`.
+    fn ack_one(&mut self, place: Place, id: u64) -> Option<u32> {
+        let Some(entry) = self.pending.get(&place) else {
+            let earlier = self.early(place)?;
+            let deliveries = self.deliveries_before(earlier, place);
+            self.before.insert(place, id);
+            self.leases.withdraw(earlier, place);
+            return Some(deliveries);
         };
+        // One that leaves is as good as in the lot, where a late acknowledgement does not reach it.
+        if entry.lease.is_none() || entry.leaves {
+            return None;
+        }
+        let entry = self.pending.remove(&place)?;
         self.leave(place, &entry);
         self.leave_queue(&entry.message);
         for next in entry.holds {
@@ -278,41 +352,42 @@ impl Feed {
             entry.behind = entry.behind.saturating_sub(1);
             self.put(next);
         }
-        self.record(&entry.message, entry.lease);
+        let other_parts = self.parts(place.offset).next().is_some();
+        if entry.message.kept {
+            entry.lease.inspect(|earlier| self.leases.withdraw(*earlier, place));
+            self.unsaved.unkept.insert(place);
+            if !other_parts {
+                self.ended.insert(place.offset);
+            }
+            return None;
+        }
+        if other_parts {
+            entry.lease.inspect(|earlier| self.leases.withdraw(*earlier, place));
+            self.before.insert(place, id);
+            return Some(entry.deliveries);
+        }
+        entry.lease.inspect(|earlier| self.leases.finish(*earlier, place));
+        self.mark_done(place.offset);
+        None
     }
 
     /// An entry was taken out of `pending`; takes it out of everything but the order of its keys.
     pub(super) fn leave(&mut self, place: Place, entry: &Entry) {
         self.bytes = self.bytes.saturating_sub(entry.message.body.len());
-        self.ready.remove(&place);
-        self.spent.remove(&place);
-        self.unsaved.keep.remove(&place);
-        if let Some(until) = entry.until {
-            self.leased.remove(&(until, place));
+        if !entry.leased {
+            self.ready.remove(&place);
+            self.spent.remove(&place);
         }
-    }
-
-    /// Writes down that a message is done: with the range around its offset, or by itself where
-    /// another part of its change is not.
-    fn record(&mut self, message: &Message, lease: Lease) {
-        let place = message.place;
-        let other_parts = self.parts(place.offset).next().is_some();
-        if other_parts && !message.kept {
-            let lease = Lease { acked: true, ..lease };
-            self.before.insert(place, lease);
-            self.unsaved.leases.insert(place, Some(lease));
-            return;
+        if entry.message.kept {
+            self.unsaved.keep.remove(&place);
         }
-        self.unsaved.leases.insert(place, None);
-        match (message.kept, other_parts) {
-            (false, _) => self.mark_done(place.offset),
-            (true, false) => drop(self.ended.insert(place.offset)),
-            (true, true) => {}
+        if entry.deliveries > 1 {
+            self.returned.remove(&place);
         }
     }
 
     /// The messages of a change that are there.
-    pub(super) fn parts(&self, offset: u64) -> impl Iterator<Item = (&Place, &Entry)> {
+    pub(super) fn parts(&self, offset: u64) -> impl Iterator<Item = (&Place, &Box<Entry>)> {
         self.pending.range(Place { offset, part: 0 }..=Place { offset, part: u32::MAX })
     }
 
@@ -320,9 +395,9 @@ impl Feed {
     /// acknowledged, filtered or parked.
     pub(super) fn mark_done(&mut self, offset: u64) {
         let place = Place { offset, part: 0 };
-        let of_loop = |(_, entry): &(&Place, &Entry)| !entry.message.kept;
-        let previous = self.pending.range(..place).rev().find(of_loop);
-        let next = self.pending.range(place..).find(of_loop);
+        let mut before = self.pending.range(..place).rev();
+        let previous = before.find(|(_, entry)| !entry.message.kept);
+        let next = self.pending.range(place..).find(|(_, entry)| !entry.message.kept);
         let from = previous.map_or(offset, |(previous, _)| previous.offset + 1);
         let to = next.map_or(self.high, |(next, _)| next.offset).max(offset + 1);
         if previous.is_some() {
@@ -334,31 +409,61 @@ impl Feed {
     /// Forgets what the low-water mark has passed, once the store has it.
     pub(super) fn forget(&mut self, low: u64) {
         self.done.forget(low);
-        if self.before.keys().any(|place| place.offset < low) {
-            let gone: HashSet<Place> =
-                self.before.keys().copied().filter(|place| place.offset < low).collect();
-            self.before.retain(|place, _| !gone.contains(place));
-            self.delivered.retain(|_, place| !gone.contains(place));
+        let rest = self.before.split_off(&Place { offset: low, part: 0 });
+        for (place, id) in std::mem::replace(&mut self.before, rest) {
+            self.leases.withdraw(id, place);
         }
     }
 
-    fn release(&mut self, place: Place) {
-        if let Some(entry) = self.pending.get_mut(&place) {
-            entry.until = None;
+    /// Forgets the leases of messages that nobody brings again, of which the store still tells.
+    pub(super) fn forget_done(&mut self, low: u64) {
+        self.forget(low);
+        let done: Vec<Place> =
+            self.before.keys().copied().filter(|place| self.done.contains(place.offset)).collect();
+        for place in done {
+            self.forget_early(place);
         }
-        self.put(place);
     }
 
-    /// Forgets that a message was ever delivered.
-    pub(super) fn forget_lease(&mut self, place: Place, ack_id: &Uuid) {
-        self.before.remove(&place);
-        self.delivered.remove(ack_id);
-        self.unsaved.leases.insert(place, None);
+    /// Forgets that a message was ever delivered that is not there.
+    pub(super) fn forget_early(&mut self, place: Place) {
+        if let Some(id) = self.before.remove(&place) {
+            self.leases.withdraw(id, place);
+        }
+    }
+
+    /// Forgets that a message was ever delivered that was taken out of `pending`, and kept.
+    pub(super) fn forget_entry(&mut self, place: Place, entry: &Entry) {
+        entry.lease.inspect(|id| self.leases.withdraw(*id, place));
+        if entry.message.kept {
+            self.unsaved.unkept.insert(place);
+        }
     }
 
     /// The parts of a change that were acknowledged while others were not.
     pub(super) fn acked_parts(&self, offset: u64) -> Vec<Place> {
-        self.before.keys().copied().filter(|place| place.offset == offset).collect()
+        let parts = Place { offset, part: 0 }..=Place { offset, part: u32::MAX };
+        self.before.range(parts).map(|(place, _)| *place).collect()
+    }
+
+    /// Has the store keep a message, because the loop will not bring it again.
+    pub(super) fn keep_one(&mut self, place: Place) {
+        self.unsaved.unkept.remove(&place);
+        self.unsaved.keep.insert(place);
+    }
+
+    /// What the store does not have, and what was on the way to it when that failed.
+    pub(super) fn take_unsaved(&mut self, failed: Unsaved) -> Unsaved {
+        let mut unsaved = std::mem::take(&mut self.unsaved);
+        unsaved.leases = std::mem::take(&mut self.leases.unsaved);
+        unsaved.over = std::mem::take(&mut self.leases.over);
+        failed.before(&mut unsaved);
+        unsaved
+    }
+
+    /// The leases of these numbers, as the store is to have them.
+    pub(super) fn stored(&self, ids: &BTreeSet<u64>) -> Vec<Stored> {
+        self.leases.to_store(ids)
     }
 
     /// Has everything queue up anew, in order; first what is with a consumer.
@@ -369,7 +474,7 @@ impl Feed {
         let mut order: Vec<(bool, Place)> = Vec::with_capacity(self.pending.len());
         for (place, entry) in &mut self.pending {
             entry.holds.clear();
-            order.push((entry.until.is_none(), *place));
+            order.push((!entry.leased, *place));
         }
         order.sort_unstable();
         for (_, place) in order {

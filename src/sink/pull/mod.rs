@@ -13,8 +13,11 @@
 //! what is acknowledged beyond it, and the leases. What waits is not in it: after a restart the
 //! loop brings it again from the low-water mark on.
 
+mod ack_id;
 mod feed;
+mod leases;
 mod ranges;
+mod shared;
 mod store;
 mod stream;
 mod verdicts;
@@ -26,15 +29,14 @@ use std::{
 };
 
 use async_trait::async_trait;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 pub use self::stream::{Pulled, Stream};
 use self::{
     feed::{Message, Place},
+    shared::Shared,
     store::Store,
-    stream::Shared,
 };
 use super::{Beyond, Capabilities, Context, Progress, Sink, Verdict, With, Written};
 use crate::{
@@ -70,11 +72,18 @@ impl Pulls {
     }
 }
 
+/// So much memory is taken at once. The last of the messages in it frees it, so that one that
+/// nobody acknowledges holds no more.
+const CHUNK_BYTES: usize = 8 << 10;
+
 /// The `http_pull` sink.
 pub(super) struct HttpPull {
-    name: String,
     path: PathBuf,
     encoder: Encoder,
+    /// One message at a time.
+    text: Vec<u8>,
+    /// Where messages are put together.
+    chunk: BytesMut,
     grouping: bool,
     shared: Arc<Shared>,
     context: Context,
@@ -93,9 +102,10 @@ impl HttpPull {
             .remedy(format!("remove `format` from sink.{name}")));
         }
         Ok(Self {
-            name: name.to_owned(),
             path: context.data_dir.join("pull").join(format!("{name}.sqlite")),
             encoder,
+            text: Vec::new(),
+            chunk: BytesMut::new(),
             grouping: options.message_grouping,
             shared: context.pulls.shared(name, options),
             context: context.clone(),
@@ -103,27 +113,35 @@ impl HttpPull {
     }
 
     /// The messages of a batch; all of them or, for a change that no message can carry, none.
-    fn messages(&mut self, changes: &[Change], epoch: u64) -> Result<Vec<Message>> {
+    fn messages(&mut self, changes: &[Change]) -> Result<Vec<Message>> {
         let mut messages = Vec::with_capacity(changes.len());
         for change in changes {
-            let mut body = Vec::new();
-            if !self.encoder.encode(change, &mut body)? {
+            self.text.clear();
+            if !self.encoder.encode(change, &mut self.text)? {
                 continue;
             }
             let shaped = change.shaped.as_ref();
-            if shaped.is_some_and(|shaped| shaped.payload.is_some()) {
-                body = as_json(body)?;
-            }
-            let place = Place { offset: change.offset, part: shaped.map_or(0, |s| s.part) };
+            let body = match shaped.is_some_and(|shaped| shaped.payload.is_some()) {
+                true => as_json(&self.text)?,
+                false => self.body(),
+            };
             messages.push(Message {
-                place,
-                ack_id: ack_id(&self.name, epoch, place),
+                place: Place { offset: change.offset, part: shaped.map_or(0, |s| s.part) },
                 keys: self.grouping.then(|| change.keys()),
-                body: Bytes::from(body),
+                body,
                 kept: false,
             });
         }
         Ok(messages)
+    }
+
+    /// The message in `text`, in memory that it shares with its neighbours.
+    fn body(&mut self) -> Bytes {
+        if self.chunk.capacity() < self.text.len() {
+            self.chunk = BytesMut::with_capacity(CHUNK_BYTES.max(self.text.len()));
+        }
+        self.chunk.extend_from_slice(&self.text);
+        self.chunk.split().freeze()
     }
 }
 
@@ -144,22 +162,14 @@ fn check(name: &str, options: &config::HttpPull) -> Result<()> {
 }
 
 /// A body that the sink's rules made is JSON already, or a text.
-fn as_json(body: Vec<u8>) -> Result<Vec<u8>> {
-    if serde_json::from_slice::<&serde_json::value::RawValue>(&body).is_ok() {
-        return Ok(body);
+fn as_json(body: &[u8]) -> Result<Bytes> {
+    if serde_json::from_slice::<&serde_json::value::RawValue>(body).is_ok() {
+        return Ok(Bytes::copy_from_slice(body));
     }
-    let text = std::str::from_utf8(&body)
+    let text = std::str::from_utf8(body)
         .class(Class::Data, || "the message's body is neither JSON nor UTF-8 text")?;
-    serde_json::to_vec(text).class(Class::Bug, || "a text is no JSON")
-}
-
-/// The same on every delivery of the same change in the same epoch.
-fn ack_id(sink: &str, epoch: u64, place: Place) -> Uuid {
-    let mut name = format!("walrace:ack:{sink}:{epoch}:{}", place.offset);
-    if place.part > 0 {
-        name.push_str(&format!(":{}", place.part));
-    }
-    Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes())
+    let text = serde_json::to_vec(text).class(Class::Bug, || "a text is no JSON")?;
+    Ok(text.into())
 }
 
 #[async_trait]
@@ -173,31 +183,14 @@ impl Sink for HttpPull {
     }
 
     async fn open(&mut self) -> Result<Option<Progress>> {
-        let mut state = self.shared.state.lock().await;
-        let open = match &mut *state {
-            Some(open) => {
-                open.save().await?;
-                open
-            }
-            None => state.insert(self.shared.begin(Store::open(&self.path).await?)),
-        };
-        open.reload().await?;
-        let progress = open.progress();
-        drop(state);
-        self.shared.arrived.notify_waiters();
-        Ok(progress)
+        self.shared.open(&self.path).await
     }
 
     async fn write(&mut self, batch: &Batch, progress: &Progress) -> Result<Written> {
-        let messages = self.messages(&batch.changes, progress.epoch)?;
+        let messages = self.messages(&batch.changes)?;
         let count = messages.len();
-        let mut state = self.shared.with_room(count > 0).await?;
-        let Some(open) = state.as_mut() else {
-            return Err(Error::retry(format!("sink {} is not open", self.name)));
-        };
         let offsets: Vec<u64> = batch.changes.iter().map(|change| change.offset).collect();
-        let low = open.write(&offsets, messages, progress).await?;
-        drop(state);
+        let low = self.shared.write(&offsets, messages, progress).await?;
         failpoint::reach("pull::after_write");
         self.shared.arrived.notify_waiters();
         self.context.count_filtered((batch.changes.len() - count) as u64);
@@ -205,17 +198,14 @@ impl Sink for HttpPull {
     }
 
     async fn peek(&mut self) -> Result<Option<Progress>> {
-        match &*self.shared.state.lock().await {
-            Some(open) => Ok(open.progress()),
+        match self.shared.progress() {
+            Some(progress) => Ok(progress),
             None => Store::peek(&self.path).await,
         }
     }
 
     async fn beyond(&mut self, progress: &Progress) -> Result<Beyond> {
-        match self.shared.state.lock().await.as_mut() {
-            Some(open) => open.beyond(progress).await,
-            None => Ok(Beyond::default()),
-        }
+        self.shared.beyond(progress).await
     }
 
     async fn told(&mut self) {
@@ -223,21 +213,14 @@ impl Sink for HttpPull {
     }
 
     async fn verdicts(&mut self, hold: bool) -> Result<Vec<(u64, Verdict)>> {
-        Ok(self.shared.verdicts(hold).await)
+        Ok(self.shared.verdicts(hold))
     }
 
     async fn settle(&mut self, told: &[(u64, Verdict)]) -> Result<()> {
-        if let Some(open) = self.shared.state.lock().await.as_mut() {
-            open.settle(told).await?;
-        }
-        self.shared.arrived.notify_waiters();
-        Ok(())
+        self.shared.settle(told).await
     }
 
     async fn close(&mut self) -> Result<()> {
-        match self.shared.state.lock().await.as_mut() {
-            Some(open) => open.save().await,
-            None => Ok(()),
-        }
+        self.shared.save().await.map(drop)
     }
 }

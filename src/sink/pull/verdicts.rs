@@ -3,11 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use tokio::time::Instant;
+
 use super::feed::{Feed, Place};
 use crate::sink::Verdict;
-
-/// A message that came back so often keeps its group waiting: its first consumer may be slow.
-const STUCK: u32 = 2;
 
 impl Feed {
     /// Whether there is something to tell, given whether the look-ahead is full.
@@ -71,19 +70,22 @@ impl Feed {
             if places.is_empty() {
                 self.ended.insert(offset);
             }
-            self.unsaved.keep.extend(places);
+            places.into_iter().for_each(|place| self.keep_one(place));
             if offset >= self.low() {
                 self.mark_done(offset);
             }
         }
     }
 
-    /// The first messages of groups that were delivered again and again, and others wait for them.
+    /// The first messages of groups that came back and have been with consumers for longer than
+    /// one has them, and others wait for them.
     fn stuck(&self) -> BTreeSet<u64> {
-        let stuck = self.pending.values().filter(|entry| {
+        let is_old = |since: Instant| since.elapsed() >= self.rules.lease;
+        let returned = self.returned.iter().filter_map(|place| self.pending.get(place));
+        let stuck = returned.filter(|entry| {
             entry.behind == 0
                 && !entry.leaves
-                && entry.lease.deliveries >= STUCK
+                && entry.since.is_some_and(is_old)
                 && entry.holds.iter().any(|place| self.stays(place, entry.message.place.offset))
         });
         stuck.map(|entry| entry.message.place.offset).collect()
@@ -110,7 +112,7 @@ impl Feed {
     }
 
     fn given_up(&self, offset: u64, next: Option<u64>) -> Verdict {
-        let deliveries = self.parts(offset).map(|(_, entry)| entry.lease.deliveries).max();
+        let deliveries = self.parts(offset).map(|(_, entry)| entry.deliveries).max();
         let attempts = deliveries.unwrap_or(0);
         let why = format!("consumers had it {attempts} times and did not acknowledge it");
         Verdict::GivenUp { attempts, why, next }
@@ -122,7 +124,7 @@ impl Feed {
         }
     }
 
-    fn of(&mut self, offset: u64) -> impl Iterator<Item = (&Place, &mut super::feed::Entry)> {
+    fn of(&mut self, offset: u64) -> impl Iterator<Item = (&Place, &mut Box<super::feed::Entry>)> {
         self.pending.range_mut(Place { offset, part: 0 }..=Place { offset, part: u32::MAX })
     }
 
@@ -133,10 +135,10 @@ impl Feed {
             let Some(entry) = self.pending.remove(place) else { continue };
             kept &= entry.message.kept;
             self.leave(*place, &entry);
-            self.forget_lease(*place, &entry.message.ack_id);
+            self.forget_entry(*place, &entry);
         }
         for place in self.acked_parts(offset) {
-            self.forget_lease(place, &uuid::Uuid::nil());
+            self.forget_early(place);
         }
         if !places.is_empty() && !kept {
             self.mark_done(offset);
@@ -152,7 +154,7 @@ impl Feed {
             self.ended.insert(offset); // acknowledged meanwhile
             return;
         }
-        self.unsaved.keep.extend(places);
+        places.into_iter().for_each(|place| self.keep_one(place));
         self.mark_done(offset);
     }
 }
