@@ -13,7 +13,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-from targets import CACHE, Server, program_of
+from targets import CACHE, RedisServer, Server, program_of
 
 HERE = Path(__file__).parent
 WRK_SECONDS = 4
@@ -132,29 +132,23 @@ def first_request(bench, batch):
     return bodies[0]
 
 
-class HttpPull(Nginx):
-    """Batches of 1,000, fetched and acknowledged; the bare server answers with an equal reply."""
+class Consumed:
+    """Batches of 1,000, fetched and acknowledged over four connections."""
 
-    name, loader_name = "http_pull", "the same consumers, nginx, an equal reply from a file"
     batch, connections = 1_000, 4
 
     def __enter__(self):
         super().__enter__()
-        self.consumer = self.folder / "consume"
-        subprocess.run(["rustc", "--edition=2024", "-O", "-o", str(self.consumer),
+        self.program = self.folder / "consume"
+        subprocess.run(["rustc", "--edition=2024", "-O", "-o", str(self.program),
                         str(HERE / "consume.rs")], check=True)
         return self
 
     def sink(self):
         return 'kind = "http_pull"\n'
 
-    def load(self, count, bench):
-        (self.folder / "receive.json").write_bytes(first_reply(bench, self.batch))
-        return float(self.consume(f"127.0.0.1:{self.port}", "any", 5 * count).communicate()[0])
-
-    def consume(self, address, name, count):
-        words = [self.consumer, address, f"/api/http_pull_consumers/{name}", self.batch, count,
-                 self.connections]
+    def consume(self, protocol, address, path, count):
+        words = [self.program, protocol, address, path, self.batch, count, self.connections]
         return subprocess.Popen([str(word) for word in words], stdout=subprocess.PIPE, text=True)
 
     def deliver(self, bench, name, first):
@@ -164,7 +158,8 @@ class HttpPull(Nginx):
         def done(metrics):
             nonlocal consumers
             if consumers is None and bench.is_open(metrics, name):
-                consumers = self.consume(bench.walrace.address(), name, bench.rows - first)
+                path = f"/api/http_pull_consumers/{name}"
+                consumers = self.consume("http", bench.walrace.address(), path, bench.rows - first)
             if consumers is None or consumers.poll() is None:
                 return None
             if consumers.returncode:
@@ -173,6 +168,34 @@ class HttpPull(Nginx):
 
         text = bench.sink_text(name, first, 10_000, self.sink())
         return bench.walrace.run(text, done)
+
+
+class HttpPull(Consumed, Nginx):
+    """The bare server answers with an equal reply."""
+
+    name, loader_name = "http_pull", "the same consumers, nginx, an equal reply from a file"
+
+    def load(self, count, bench):
+        (self.folder / "receive.json").write_bytes(first_reply(bench, self.batch))
+        consumers = self.consume("http", f"127.0.0.1:{self.port}", "/any", 5 * count)
+        return float(consumers.communicate()[0])
+
+
+class HttpPullGroup(Consumed, RedisServer):
+    """A server that knows who has what, as the sink has to, and keeps it in memory."""
+
+    name = "http_pull_group"
+    loader_name = "the same consumers, Redis, XREADGROUP and XACK of 1,000"
+
+    def load(self, count, bench):
+        size = len(first_reply(bench, self.batch)) // self.batch
+        self.ask("DEL", "group")
+        subprocess.run([program_of("redis-benchmark"), "-p", str(self.port), "-n", str(count), "-P",
+                        "100", "-c", "1", "-q", "XADD", "group", "*", "payload", "x" * size],
+                       check=True, capture_output=True)
+        self.ask("XGROUP", "CREATE", "group", "bench", "0")
+        consumers = self.consume("redis", f"127.0.0.1:{self.port}", "group", count)
+        return float(consumers.communicate()[0])
 
 
 def first_reply(bench, batch):

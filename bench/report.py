@@ -53,7 +53,7 @@ def sink_table(rates):
     for kind, of_rounds in rates.items():
         ratios = [sink / loader for loader, sink in of_rounds]
         loaders, sinks = zip(*of_rounds)
-        name = kind.name.removesuffix("_written")
+        name = kind.name.removesuffix("_written").removesuffix("_group")
         lines.append(f"| `{name}` | {kind.loader_name} | {median(loaders):,.0f} | "
                      f"{median(sinks):,.0f} | **{median(ratios):.2f}** ({min(ratios):.2f} to "
                      f"{max(ratios):.2f}) |")

@@ -21,7 +21,7 @@ import arrivals
 import measure
 import report
 from postgres import Cluster
-from http_targets import HttpPull, OpenSearch, Webhook, WebhookWritten
+from http_targets import HttpPull, HttpPullGroup, OpenSearch, Webhook, WebhookWritten
 from targets import Kafka, Postgres, Redis
 
 TABLE = ("create table item (id bigint primary key, name text, price numeric(12,2), "
@@ -29,7 +29,8 @@ TABLE = ("create table item (id bigint primary key, name text, price numeric(12,
 ROWS = ("insert into item select i, 'item ' || i, (i % 10000) / 100.0, now(), "
         "md5(i::text) || md5((i + 1)::text) from generate_series({first}, {last}) i")
 LIMIT_S = 600
-KINDS = (Redis, Kafka, Postgres, Webhook, WebhookWritten, HttpPull, OpenSearch)
+KINDS = (Redis, Kafka, Postgres, Webhook, WebhookWritten, HttpPull, HttpPullGroup,
+         OpenSearch)
 
 
 class Walrace:

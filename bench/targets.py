@@ -70,10 +70,8 @@ class Server:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-class Redis(Server):
-    """XADD with MAXLEN ~ 100,000, pipelined; nothing is kept on disk, for both."""
-
-    name, loader_name = "redis_stream", "redis-benchmark, XADD, -P 100"
+class RedisServer(Server):
+    """Nothing is kept on disk."""
 
     def __enter__(self):
         words = [program_of("redis-server"), "--port", self.port, "--save", "", "--appendonly",
@@ -85,6 +83,12 @@ class Redis(Server):
         done = subprocess.run([program_of("redis-cli"), "-p", str(self.port), *words], text=True,
                               capture_output=True)
         return done.stdout
+
+
+class Redis(RedisServer):
+    """XADD with MAXLEN ~ 100,000, pipelined; nothing is kept on disk, for both."""
+
+    name, loader_name = "redis_stream", "redis-benchmark, XADD, -P 100"
 
     def sink(self):
         return (f'kind = "redis_stream"\nurl = "redis://127.0.0.1:{self.port}"\n'
