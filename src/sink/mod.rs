@@ -327,6 +327,12 @@ mod tests {
             }
         }
         assert!(open("lake", &config::Sink::of(file), &context).is_ok());
+        for text in ["kind = \"http_pull\"", "kind = \"redis_stream\"\nurl = \"redis://localhost\""] {
+            let text = format!("format = \"cloudevents_binary\"\n{text}");
+            let sink: config::Sink = toml::from_str(&text).unwrap();
+            let error = open("lake", &sink, &context).err().unwrap();
+            assert!(error.to_string().contains("its attributes in headers"), "{error}");
+        }
         assert!(fits("cache", Format::Walstream, Carries::Bytes).is_ok());
         assert!(fits("cache", Format::CloudeventsBinary, Carries::Bytes).is_err());
     }

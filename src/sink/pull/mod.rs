@@ -38,7 +38,7 @@ use self::{
     shared::Shared,
     store::Store,
 };
-use super::{Beyond, Capabilities, Context, Progress, Sink, Verdict, With, Written};
+use super::{Beyond, Capabilities, Carries, Context, Progress, Sink, Verdict, With, Written};
 use crate::{
     change::{Batch, Change},
     config::{self, Format},
@@ -178,6 +178,7 @@ impl Sink for HttpPull {
         Capabilities {
             transactional_progress: true,
             answers_later: true,
+            carries: Carries::Text,
             ..Capabilities::default()
         }
     }

@@ -123,7 +123,11 @@ impl Stream {
 #[async_trait]
 impl Sink for Stream {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { transactional_progress: true, ..Capabilities::default() }
+        Capabilities {
+            transactional_progress: true,
+            carries: Carries::Bytes,
+            ..Capabilities::default()
+        }
     }
 
     async fn open(&mut self) -> Result<Option<Progress>> {

@@ -12,7 +12,7 @@ use crate::{
     error::{Class, Classify, Error, Result},
     failpoint,
     format::{Encoder, Template},
-    sink::{Capabilities, Context, Progress, Sink, With, Written},
+    sink::{Capabilities, Carries, Context, Progress, Sink, With, Written},
 };
 
 /// Keys that one SCAN looks at, about.
@@ -187,7 +187,11 @@ impl Strings {
 #[async_trait]
 impl Sink for Strings {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { state_target: true, ..Capabilities::default() }
+        let carries = match self.payload {
+            RedisStringPayload::Message => Carries::Bytes,
+            RedisStringPayload::Record => Carries::Headers, // whatever the format, it is another
+        };
+        Capabilities { state_target: true, carries, ..Capabilities::default() }
     }
 
     async fn open(&mut self) -> Result<Option<Progress>> {
