@@ -43,4 +43,5 @@ mod source_history;
 mod source_login;
 mod source_tables;
 mod tokens;
+mod types;
 mod wal_guard;
