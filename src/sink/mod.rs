@@ -327,7 +327,8 @@ mod tests {
             }
         }
         assert!(open("lake", &config::Sink::of(file), &context).is_ok());
-        for text in ["kind = \"http_pull\"", "kind = \"redis_stream\"\nurl = \"redis://localhost\""] {
+        for text in ["kind = \"http_pull\"", "kind = \"redis_stream\"\nurl = \"redis://localhost\""]
+        {
             let text = format!("format = \"cloudevents_binary\"\n{text}");
             let sink: config::Sink = toml::from_str(&text).unwrap();
             let error = open("lake", &sink, &context).err().unwrap();
