@@ -47,8 +47,8 @@ chaos: install-test ## 100 kills at random moments, and 1 GB of WAL with a targe
 	    $(NEXTEST) --profile chaos -E 'test(/chaos/)'
 
 .PHONY: test-matrix
-test-matrix: install-test ## the tests against the oldest, Debian's and the newest PostgreSQL
-	for version in 14 15 18; do \
+test-matrix: install-matrix ## the tests against PostgreSQL 14 to 18, one after the other
+	for version in 14 15 16 17 18; do \
 	    export WALRACE_PG_VERSION=$$version; $(NEXTEST) --test it; done
 
 .PHONY: bench
@@ -84,6 +84,10 @@ clean: ## remove what was built (not what was installed)
 .PHONY: install-test
 install-test:
 	@scripts/install.sh test
+
+.PHONY: install-matrix
+install-matrix:
+	@scripts/install.sh matrix
 
 .PHONY: install-check
 install-check:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the demo, the tests, the checks of CI or the benchmark need, and nothing twice.
 #
-#   scripts/install.sh [demo|test|check|bench|all]
+#   scripts/install.sh [demo|test|check|bench|matrix|all]
 #
 # On Debian (or Ubuntu), as root or with sudo, it installs packages with apt-get; everything else
 # goes below $WALRACE_CACHE (/var/cache/walrace for root, else ~/.cache/walrace). Elsewhere it says
@@ -13,6 +13,8 @@ cd "$(dirname "$0")/.."
 
 # The newest and the oldest PostgreSQL that the tests run against, beside Debian's own.
 readonly POSTGRES_VERSIONS=(14.23.0-beta.17 18.4.0-beta.17)
+# Those between, for `make test-matrix`.
+readonly MATRIX_VERSIONS=(16.13.0-beta.17 17.9.0-beta.17)
 # Debezium's own classes, which read what our format debezium writes.
 readonly DEBEZIUM_SERDE_VERSION=3.6.3.Final
 readonly CONNECT_JSON_VERSION=4.3.0
@@ -25,7 +27,7 @@ readonly CARGO_DENY_VERSION=0.20.2
 
 main() {
     local what="${1:-all}"
-    case "$what" in demo | test | check | bench | all) ;; *)
+    case "$what" in demo | test | check | bench | matrix | all) ;; *)
         sed -n '2,8s/^# \{0,1\}//p' "$0"
         exit 2
         ;;
@@ -52,10 +54,14 @@ main() {
         need_unpacked nginx nginx usr/sbin/nginx
         ;;
     esac
+    case "$what" in matrix | all)
+        for version in "${MATRIX_VERSIONS[@]}"; do need_postgres "$version"; done
+        ;;
+    esac
     case "$what" in check | all) need_cargo_tool cargo-deny "$CARGO_DENY_VERSION" ;; esac
 }
 
-needs_servers() { case "$1" in test | check | all) ;; *) return 1 ;; esac }
+needs_servers() { case "$1" in test | check | matrix | all) ;; *) return 1 ;; esac }
 
 say() { printf 'install: %s\n' "$*" >&2; }
 

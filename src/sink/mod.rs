@@ -110,7 +110,23 @@ config::sink_kinds!(open_kind);
 pub fn open(name: &str, sink: &config::Sink, context: &Context) -> Result<Box<dyn Sink>> {
     let made = open_kind(&sink.kind, With { name, format: sink.format, context })?;
     fits(name, sink.format, made.capabilities().carries)?;
+    heeds(name, &sink.rules, made.capabilities())?;
     Ok(made)
+}
+
+/// A rule that the sink would take no notice of is a mistake: somebody relies on it.
+fn heeds(name: &str, rules: &config::Rules, capabilities: Capabilities) -> Result<()> {
+    let unheard = [
+        ("route", rules.route.is_some() && !capabilities.routes),
+        ("message_headers", !rules.message_headers.is_empty() && !capabilities.headers),
+    ];
+    match unheard.into_iter().find(|(_, unheard)| *unheard) {
+        None => Ok(()),
+        Some((rule, _)) => Err(Error::config(format!("sink `{name}` has no use for its `{rule}`"))
+            .remedy(
+                "remove it, or take a sink with topics, streams or the like: docs/transforms.md",
+            )),
+    }
 }
 
 /// Bytes that are no text, and attributes that are headers, are not for every sink.
@@ -223,6 +239,10 @@ pub struct Capabilities {
     pub batches_by_bytes: bool,
     /// What it can deliver of a message.
     pub carries: Carries,
+    /// A rule's route says where in the target a message goes.
+    pub routes: bool,
+    /// Headers that rules give are delivered.
+    pub headers: bool,
     /// Others decide later about what it takes: see [`Verdict`]. A retried change that it has taken
     /// stays parked until a verdict ends it.
     pub answers_later: bool,
@@ -336,5 +356,25 @@ mod tests {
         }
         assert!(fits("cache", Format::Walstream, Carries::Bytes).is_ok());
         assert!(fits("cache", Format::CloudeventsBinary, Carries::Bytes).is_err());
+    }
+
+    #[test]
+    fn a_rule_that_a_sink_takes_no_notice_of_is_refused() {
+        let context = testing::context();
+        for (kind, refused) in [
+            ("kind = \"http_pull\"", ["route", "message_headers"].as_slice()),
+            ("kind = \"redis_list\"\nurl = \"redis://localhost\"", &["message_headers"]),
+            ("kind = \"redis_stream\"\nurl = \"redis://localhost\"", &[]),
+        ] {
+            for (rule, text) in [
+                ("route", "route = \"'a'\""),
+                ("message_headers", "message_headers = { a = \"op\" }"),
+            ] {
+                let sink: config::Sink = toml::from_str(&format!("{text}\n{kind}")).unwrap();
+                let said = open("lake", &sink, &context).err().map(|error| error.to_string());
+                let is_refused = said.as_ref().is_some_and(|said| said.contains(rule));
+                assert_eq!(is_refused, refused.contains(&rule), "{kind}: {said:?}");
+            }
+        }
     }
 }

@@ -241,7 +241,8 @@ impl Queue {
 #[async_trait]
 impl Sink for Queue {
     fn capabilities(&self) -> Capabilities {
-        Capabilities::default()
+        // The program that embeds Walrace sees the change as the rules left it.
+        Capabilities { routes: true, headers: true, ..Capabilities::default() }
     }
 
     async fn open(&mut self) -> Result<Option<Progress>> {

@@ -72,6 +72,8 @@ impl Sink for Kafka {
             transactional_progress: self.transactional,
             // One commit costs as much for few changes as for many.
             batches_by_bytes: self.transactional,
+            routes: true,
+            headers: true,
             ..Capabilities::default()
         }
     }

@@ -186,7 +186,7 @@ impl Nats {
 #[async_trait]
 impl Sink for Nats {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { lanes: true, ..Capabilities::default() }
+        Capabilities { lanes: true, routes: true, headers: true, ..Capabilities::default() }
     }
 
     async fn open(&mut self) -> Result<Option<Progress>> {

@@ -238,6 +238,7 @@ impl Sink for ObjectStore {
         Capabilities {
             transactional_progress: true,
             carries: Carries::Text,
+            routes: true,
             ..Capabilities::default()
         }
     }

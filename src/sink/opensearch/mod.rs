@@ -275,6 +275,7 @@ impl Sink for Opensearch {
             state_target: true,
             supersedes: true,
             carries: Carries::Text,
+            routes: true,
             ..Capabilities::default()
         }
     }

@@ -245,6 +245,7 @@ impl Sink for Postgres {
             transactional_progress: true,
             atomic: self.on_refusal == OnRefusal::Block,
             state_target: true,
+            routes: true,
             ..Capabilities::default()
         }
     }

@@ -223,7 +223,7 @@ fn judge(
 #[async_trait]
 impl Sink for Rabbitmq {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { lanes: true, ..Capabilities::default() }
+        Capabilities { lanes: true, routes: true, headers: true, ..Capabilities::default() }
     }
 
     async fn open(&mut self) -> Result<Option<Progress>> {

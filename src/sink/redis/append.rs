@@ -126,6 +126,8 @@ impl Sink for Stream {
         Capabilities {
             transactional_progress: true,
             carries: Carries::Bytes,
+            routes: true,
+            headers: true,
             ..Capabilities::default()
         }
     }
@@ -224,6 +226,7 @@ impl Sink for List {
         Capabilities {
             transactional_progress: true,
             carries: Carries::Bytes,
+            routes: true,
             ..Capabilities::default()
         }
     }

@@ -116,7 +116,7 @@ impl Sink for Pubsub {
             RedisPubsubPayload::Message => Carries::Bytes,
             RedisPubsubPayload::Strait => Carries::Headers, // whatever the format, it is another
         };
-        Capabilities { carries, ..Capabilities::default() }
+        Capabilities { carries, routes: true, ..Capabilities::default() }
     }
 
     async fn open(&mut self) -> Result<Option<Progress>> {

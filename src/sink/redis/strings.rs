@@ -191,7 +191,7 @@ impl Sink for Strings {
             RedisStringPayload::Message => Carries::Bytes,
             RedisStringPayload::Record => Carries::Headers, // whatever the format, it is another
         };
-        Capabilities { state_target: true, carries, ..Capabilities::default() }
+        Capabilities { state_target: true, carries, routes: true, ..Capabilities::default() }
     }
 
     async fn open(&mut self) -> Result<Option<Progress>> {

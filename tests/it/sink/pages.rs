@@ -366,7 +366,7 @@ fn whole(piece: &str) -> Option<toml::Table> {
         if piece.contains_key("publication") {
             source = piece;
         } else {
-            piece.insert("kind".into(), "stdout".into());
+            piece.insert("kind".into(), "queue".into()); // which has a use for every rule
             table.insert("sink".into(), named("rules", piece));
         }
     }
