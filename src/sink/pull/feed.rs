@@ -400,7 +400,8 @@ impl Feed {
         let next = self.pending.range(place..).find(|(_, entry)| !entry.message.kept);
         let from = previous.map_or(offset, |(previous, _)| previous.offset + 1);
         let to = next.map_or(self.high, |(next, _)| next.offset).max(offset + 1);
-        if previous.is_some() {
+        // Else the low-water mark passes it, unless the loop is still writing what is around it.
+        if previous.is_some() || offset >= self.high {
             let (from, to) = self.done.insert(from, to);
             self.unsaved.ranges.insert(from, to);
         }
@@ -537,4 +538,30 @@ impl Feed {
 
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(offset: u64) -> Message {
+        let place = Place { offset, part: 0 };
+        Message { place, keys: None, body: Bytes::from_static(b"{}"), kept: false }
+    }
+
+    #[test]
+    fn what_is_acknowledged_while_its_batch_is_still_written_is_done() {
+        let rules = Rules { lease: Duration::from_secs(30), deliveries_max: None };
+        let mut feed = Feed::new(3, Ranges::default(), AckIds::default(), rules);
+        feed.push(message(5));
+        let (id, _) = feed.take(1).remove(0);
+        feed.ack(&[id]);
+        assert_eq!(feed.low(), 3, "the loop has not said what becomes of 3 and 4");
+        let unsaved = feed.take_unsaved(Unsaved::default());
+        assert_eq!(unsaved.ranges.iter().collect::<Vec<_>>(), [(5, 6)]);
+        feed.push(message(5));
+        assert!(feed.take(1).is_empty(), "it never comes again");
+        feed.written(9);
+        assert_eq!(feed.low(), 9);
+    }
 }
