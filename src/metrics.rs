@@ -7,7 +7,8 @@ use prometheus_client::{
 };
 
 use crate::{
-    runtime::{SinkStatus, SourceStatus, Status},
+    catalog::BackfillState,
+    runtime::{BackfillStatus, SinkStatus, SourceStatus, Status},
     sink::Totals,
 };
 
@@ -19,6 +20,12 @@ struct SourceLabels {
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct SinkLabels {
     sink: String,
+    source: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct BackfillLabels {
+    backfill: u64,
     source: String,
 }
 
@@ -105,6 +112,21 @@ const SINK_GAUGES: [SinkGauge; 11] = [
     ),
 ];
 
+type BackfillGauge = (&'static str, &'static str, Option<Unit>, fn(&BackfillStatus) -> u64);
+/// Of those that have not ended.
+const BACKFILL_GAUGES: [BackfillGauge; 6] = [
+    ("backfill_running", "1 while the backfill is read or waits for its turn", None, |b| {
+        matches!(b.state, BackfillState::Queued | BackfillState::Running).into()
+    }),
+    ("backfill_blocks", "Blocks of the tables that are read", None, |b| b.blocks),
+    ("backfill_blocks_done", "Blocks whose rows are in the journal", None, |b| b.blocks_done),
+    ("backfill_rows", "Rows that were read", None, |b| b.rows),
+    ("backfill_read", "Bytes of the rows that were read", Some(Unit::Bytes), |b| b.bytes),
+    ("backfill_chunks_again", "Chunks that had to be read again, since the start", None, |b| {
+        b.chunks_again
+    }),
+];
+
 type Sum = (&'static str, &'static str, fn(&Totals) -> u64);
 const SUMS: [Sum; 5] = [
     ("sink_delivered_changes", "Changes delivered since the start", |t| t.changes),
@@ -145,6 +167,15 @@ pub fn render(status: &Status) -> String {
                 let value = i64::try_from(value).unwrap_or(i64::MAX);
                 family.get_or_create(&labels(sink)).set(value);
             }
+        }
+    }
+    for (name, help, unit, value) in BACKFILL_GAUGES {
+        let family = Family::<BackfillLabels, Gauge>::default();
+        register(&mut registry, (name, help, unit), family.clone());
+        for one in status.backfills.iter().filter(|one| !one.state.has_ended()) {
+            let labels = BackfillLabels { backfill: one.id, source: one.asked.source.clone() };
+            let value = i64::try_from(value(one)).unwrap_or(i64::MAX);
+            family.get_or_create(&labels).set(value);
         }
     }
     render_counters(&mut registry, status);

@@ -52,7 +52,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "job",
         ],
     ),
-    ("metrics", &["WORDS", "runtime", "sink"]),
+    ("metrics", &["WORDS", "runtime", "catalog", "sink"]),
 ];
 
 #[test]

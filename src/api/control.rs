@@ -50,7 +50,7 @@ pub struct Reason {
 }
 
 impl Reason {
-    fn by(self) -> By {
+    pub(super) fn by(self) -> By {
         By { who: self.who.unwrap_or_else(|| "http".to_owned()), why: self.why }
     }
 }

@@ -1,5 +1,6 @@
 //! HTTP: health, readiness, metrics, status, and the live changes that `walrace tail` shows.
 
+mod backfill;
 mod changes;
 mod control;
 mod sequin;
@@ -16,7 +17,10 @@ use axum::{
 use tokio::net::TcpListener;
 use uuid::Uuid;
 
-pub use self::control::{Choice, Edit, Move, Reason, shown};
+pub use self::{
+    backfill::Asked,
+    control::{Choice, Edit, Move, Reason, shown},
+};
 use crate::{
     error::{Class, Classify, Error, Result},
     metrics,
@@ -74,6 +78,7 @@ fn router(walrace: Arc<Walrace>, instance: Uuid, address: SocketAddr) -> Router 
         .route("/schemas/{format}", get(schema))
         .route("/sources/{source}/changes", get(changes::of_source))
         .route("/sinks/{sink}/missing", get(changes::missing))
+        .merge(backfill::routes())
         .merge(control::routes())
         .nest("/api", sequin::router(&walrace, address))
         .with_state(walrace)
@@ -117,8 +122,10 @@ async fn schema(Segment(format): Segment<String>) -> Response {
 
 /// It looks at the disk, and a disk that hangs must not hold the threads that answer `/health`.
 async fn status_of(walrace: Arc<Walrace>) -> Result<Status> {
+    let backfills = walrace.backfills().await?;
     let status = tokio::task::spawn_blocking(move || walrace.status());
-    status.await.class(Class::Bug, || "a task that asked for the status died")
+    let status = status.await.class(Class::Bug, || "a task that asked for the status died")?;
+    Ok(Status { backfills, ..status })
 }
 
 /// An error as a reply: `{"error": ..., "remedy": ...}`.

@@ -3,6 +3,7 @@
 //! One SQLite file in `data_dir`, in WAL mode with `synchronous = FULL`: a call that returned has
 //! survived a power loss.
 
+mod backfill;
 mod progress;
 
 use std::{collections::BTreeMap, fmt, path::Path};
@@ -10,7 +11,10 @@ use std::{collections::BTreeMap, fmt, path::Path};
 use sqlx::{Row, sqlite::SqlitePool};
 use uuid::Uuid;
 
-pub use self::progress::reconcile;
+pub use self::{
+    backfill::{BackfillRow, BackfillState, NewBackfill},
+    progress::reconcile,
+};
 use crate::{
     change::Timestamp,
     error::{Error, Result},
@@ -25,7 +29,11 @@ pub const FILE: &str = "catalog.sqlite";
 const NAMED: Named = Named { what: "the catalog", setting: "data_dir" };
 
 /// The steps of the schema; only ever added to.
-const MIGRATIONS: [&str; 2] = [include_str!("0001_sinks.sql"), include_str!("0002_control.sql")];
+const MIGRATIONS: [&str; 3] = [
+    include_str!("0001_sinks.sql"),
+    include_str!("0002_control.sql"),
+    include_str!("0003_backfill.sql"),
+];
 
 /// The embedded catalog. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -118,9 +126,17 @@ impl Catalog {
         .transpose()
     }
 
-    /// Registers a new sink at `progress`. Keeps the row of one that exists.
-    pub async fn register(&self, name: &str, source: &str, progress: &Progress) -> Result<()> {
+    /// Registers a new sink at `progress`, with the backfill that it begins with. Keeps the row of
+    /// one that exists.
+    pub async fn register(
+        &self,
+        (name, source): (&str, &str),
+        progress: &Progress,
+        backfill: Option<&NewBackfill>,
+    ) -> Result<()> {
         let now = Timestamp::now().0;
+        let failed = |error| failed("register", name, error);
+        let mut transaction = self.pool.begin().await.map_err(failed)?;
         sqlx::query(
             "INSERT INTO sink
                  (name, source, lineage, epoch, cursor, retry_seq, created_at, updated_at)
@@ -134,10 +150,15 @@ impl Catalog {
         .bind(integer(progress.retry_seq))
         .bind(now)
         .bind(now)
-        .execute(&self.pool)
+        .execute(&mut *transaction)
         .await
-        .map_err(|error| failed("register", name, error))?;
-        Ok(())
+        .map_err(failed)?;
+        if let Some(asked) = backfill {
+            let why = Some(format!("sink {name} is new"));
+            let by = By { who: "walrace".to_owned(), why };
+            backfill::add(&mut transaction, asked, &by).await?;
+        }
+        transaction.commit().await.map_err(failed)
     }
 
     /// Moves a sink's progress forward within its epoch; a lower cursor or another epoch is refused
@@ -433,7 +454,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let catalog = Catalog::open(directory.path()).await.unwrap();
         assert_eq!(catalog.sink("lake").await.unwrap(), None);
-        catalog.register("lake", "app", &progress(1, 7)).await.unwrap();
+        catalog.register(("lake", "app"), &progress(1, 7), None).await.unwrap();
         assert!(!catalog.sink("lake").await.unwrap().unwrap().started);
         catalog.advance("lake", &progress(1, 9)).await.unwrap();
         let back = catalog.advance("lake", &progress(1, 8)).await.unwrap_err();
@@ -449,7 +470,7 @@ mod tests {
     async fn a_rewind_begins_an_epoch_that_shuts_out_the_old_one() {
         let directory = tempfile::tempdir().unwrap();
         let catalog = Catalog::open(directory.path()).await.unwrap();
-        catalog.register("lake", "app", &progress(1, 50)).await.unwrap();
+        catalog.register(("lake", "app"), &progress(1, 50), None).await.unwrap();
         assert_eq!(catalog.begin_epoch("lake", 10, "ana", "replay").await.unwrap(), 2);
         assert!(catalog.advance("lake", &progress(1, 60)).await.is_err());
         catalog.advance("lake", &progress(2, 11)).await.unwrap();
@@ -459,7 +480,7 @@ mod tests {
     async fn a_released_range_stays_on_record() {
         let directory = tempfile::tempdir().unwrap();
         let catalog = Catalog::open(directory.path()).await.unwrap();
-        catalog.register("hook", "app", &progress(1, 5)).await.unwrap();
+        catalog.register(("hook", "app"), &progress(1, 5), None).await.unwrap();
         let lost = LostRange { from: 5, to: 90, reason: "the disk is short".into() };
         catalog.release("hook", &lost).await.unwrap();
         assert_eq!(catalog.lost_ranges("hook").await.unwrap(), std::slice::from_ref(&lost));

@@ -230,6 +230,7 @@ mod tests {
             after,
             message: None,
             shaped: None,
+            backfill: None,
         }
     }
 

@@ -120,6 +120,9 @@ pub struct Transaction {
     pub commit_time: Timestamp,
 }
 
+/// The prefix of the logical messages by which backfills are fenced; no sink sees them.
+pub const WATERMARK_PREFIX: &str = "walrace.backfill";
+
 /// What happened to the row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -235,6 +238,29 @@ pub struct Change {
     pub message: Option<Arc<Message>>,
     /// What the rules of one sink made of it; never part of a journal.
     pub shaped: Option<Box<Shaped>>,
+    /// The backfill that read it, for [`Op::Read`].
+    pub backfill: Option<Backfill>,
+}
+
+/// Which backfill read a row, and whom it is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Backfill {
+    /// The backfill's number in the catalog.
+    pub id: u64,
+    /// The only sink that wants its rows, by [`Backfill::number_of`]; 0: every sink does.
+    pub audience: u32,
+}
+
+impl Backfill {
+    /// The number of a sink: the CRC-32C of its name, but never 0.
+    pub fn number_of(sink: &str) -> u32 {
+        crc32c::crc32c(sink.as_bytes()).max(1)
+    }
+
+    /// Whether the sink wants its rows.
+    pub fn is_for(self, sink: u32) -> bool {
+        self.audience == 0 || self.audience == sink
+    }
 }
 
 /// What the rules of one sink decided about a change, beside its rows.
@@ -262,6 +288,11 @@ impl Change {
         let row = |row: Option<&Row>| row.map_or(0, |row| row.as_bytes().len());
         let message = self.message.as_ref().map_or(0, |m| m.content.len() + m.prefix.len());
         row(self.before.row()) + row(self.after.as_ref()) + message
+    }
+
+    /// Whether it is a watermark of a backfill, of whatever Walrace.
+    pub fn is_watermark(&self) -> bool {
+        self.message.as_ref().is_some_and(|message| message.prefix == WATERMARK_PREFIX)
     }
 
     /// Its position in `timeline`.

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use comfy_table::{Cell, CellAlignment, Table, presets::UTF8_HORIZONTAL_ONLY};
 
-use super::{Global, instance::Instance, offline::Offline};
+use super::{Global, backfill, instance::Instance, offline::Offline};
 use crate::{
     error::Result,
     runtime::{SinkStatus, SourceStatus, Status},
@@ -48,6 +48,11 @@ pub fn render(status: &Status) -> String {
         sinks.add_row(sink_row(sink));
     }
     let mut text = format!("{sources}\n\n{sinks}");
+    let open = status.backfills.iter().filter(|backfill| !backfill.state.has_ended());
+    let open: Vec<_> = open.cloned().collect();
+    if !open.is_empty() {
+        text.push_str(&format!("\n\n{}", backfill::render(&open)));
+    }
     if status.sinks.iter().any(|sink| sink.behind_changes > 0) {
         let what = "\n  behind counts all changes of the journal that are not passed, before \
                     filters and rules; `walrace missing` lists those that a sink is to get";

@@ -14,6 +14,7 @@ use crate::{
     error::{Class, Classify, Error, Result},
 };
 
+pub mod backfill;
 pub mod check;
 pub mod completions;
 pub mod config;
@@ -107,6 +108,9 @@ pub enum Command {
     /// Pause, resume, rewind or skip: what a sink gets next
     #[command(subcommand)]
     Sink(sink::Command),
+    /// Read the rows that tables have already, for every sink or for one
+    #[command(subcommand)]
+    Backfill(backfill::Command),
     /// Changes that a target or a rule refused, and those that wait behind them
     #[command(subcommand)]
     Dlq(dlq::Command),
@@ -136,6 +140,7 @@ impl Cli {
             Command::Config(command) => config::run(command, &self.global).await,
             Command::Source(command) => source::run(command, &self.global).await,
             Command::Sink(command) => sink::run(command, &self.global).await,
+            Command::Backfill(command) => backfill::run(command, &self.global).await,
             Command::Dlq(command) => dlq::run(command, &self.global).await,
             Command::Journal(command) => journal::run(command, &self.global).await,
             Command::Transform(command) => transform::run(command, &self.global).await,

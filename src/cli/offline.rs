@@ -12,9 +12,11 @@ use crate::{
     format::{Encoder, Names},
     journal::Inspection,
     parking::Parking,
-    runtime::{SinkStatus, SourceStatus, State, Status, journal_options},
+    runtime::{
+        BackfillStatus, SinkStatus, SourceStatus, State, Status, backfill_status, journal_options,
+    },
     sink::{self, Totals},
-    source::postgres,
+    source::postgres::{self, backfill::Part},
     transform::{Filter, Transform},
 };
 
@@ -50,7 +52,17 @@ impl<'a> Offline<'a> {
             started_at: Timestamp::now(),
             sources,
             sinks,
+            backfills: self.backfills().await?,
         })
+    }
+
+    async fn backfills(&self) -> Result<Vec<BackfillStatus>> {
+        let mut all = Vec::new();
+        for row in self.catalog.backfills().await? {
+            let parts: Vec<Part> = self.catalog.backfill_parts(row.id).await?;
+            all.push(backfill_status(row, &parts));
+        }
+        Ok(all)
     }
 
     async fn source(&self, name: &str, source: &config::Source) -> Result<SourceStatus> {

@@ -10,6 +10,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+mod backfill;
 mod cdc;
 mod document;
 mod environment;
@@ -28,6 +29,7 @@ mod tests;
 mod validate;
 
 pub use self::{
+    backfill::Backfill,
     cdc::{Cdc, Emitter},
     environment::Environment,
     from::From,
@@ -122,6 +124,9 @@ pub struct Postgres {
     #[serde(default = "change_bytes_max")]
     #[schemars(range(min = 1_048_576, max = 1_073_741_824))]
     pub change_bytes_max: usize,
+    /// How backfills read its tables.
+    #[serde(default)]
+    pub backfill: Backfill,
 }
 
 /// What happens when the server keeps more log for our slot than it should.

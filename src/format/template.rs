@@ -241,6 +241,7 @@ mod tests {
             after: Some(row(b"7", Value::Unchanged)),
             message: None,
             shaped: None,
+            backfill: None,
         }
     }
 

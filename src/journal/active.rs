@@ -13,7 +13,7 @@ use super::{
     segment::{self, Summary},
 };
 use crate::{
-    change::{Change, Position, Timestamp},
+    change::{Backfill, Change, Position, Timestamp},
     disk::{Disk, DiskFile},
     error::{Error, Result},
 };
@@ -73,6 +73,8 @@ pub(super) struct Active {
     count: u32,
     times: Times,
     gaps: bool,
+    /// The backfill that read the block's changes.
+    backfill: Option<Backfill>,
 }
 
 impl Active {
@@ -107,6 +109,7 @@ impl Active {
             count: 0,
             times: Times::NONE,
             gaps: false,
+            backfill: None,
         }
     }
 
@@ -133,10 +136,12 @@ impl Active {
         // one that carries the commit.
         if self.count > 0
             && (raw_bytes >= block::RAW_BYTES_MAX
-                || raw_bytes + change.bytes() > block::RAW_BYTES_MAX * 2)
+                || raw_bytes + change.bytes() > block::RAW_BYTES_MAX * 2
+                || self.backfill != change.backfill)
         {
             self.finish_block(BlockEnd::default())?;
         }
+        self.backfill = change.backfill;
         change.offset = self.point.next + u64::from(self.count);
         self.times.add_commit(change.transaction.commit_time);
         self.count += 1;
@@ -180,10 +185,12 @@ impl Active {
             flags: flag(end.commit, block::COMMIT)
                 | flag(end.position.is_some(), block::POSITION)
                 | flag(self.gaps, block::GAPS)
-                | flag(self.encoder.described(), block::TABLES),
+                | flag(self.encoder.described(), block::TABLES)
+                | flag(self.backfill.is_some(), block::BACKFILL),
             times: self.times,
             proven: self.durable_at - segment::HEADER_BYTES,
             position: end.position,
+            backfill: self.backfill,
             codec: 0,
             raw_bytes: 0,
             stored_bytes: 0,
@@ -232,6 +239,7 @@ impl Active {
         self.count = 0;
         self.times = Times::NONE;
         self.gaps = false;
+        self.backfill = None;
     }
 }
 

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::cut::{Cut, Flaw};
 use crate::{
-    change::{Lsn, Position, Timestamp},
+    change::{Backfill, Lsn, Position, Timestamp},
     disk::DiskFile,
     error::Error,
 };
@@ -34,7 +34,9 @@ pub(super) const POSITION: u32 = 1 << 1;
 pub(super) const GAPS: u32 = 1 << 2;
 /// Holds a table's descriptor.
 pub(super) const TABLES: u32 = 1 << 3;
-const FLAGS: u32 = COMMIT | POSITION | GAPS | TABLES;
+/// Holds rows that one backfill read, and no other change.
+pub(super) const BACKFILL: u32 = 1 << 4;
+const FLAGS: u32 = COMMIT | POSITION | GAPS | TABLES | BACKFILL;
 
 /// A SHA-256.
 pub(super) type Hash = [u8; 32];
@@ -81,6 +83,8 @@ pub(super) struct Header {
     /// Bytes of blocks that were durable in this file when this one was written.
     pub(super) proven: u64,
     pub(super) position: Option<Position>,
+    /// The backfill that read all of its changes.
+    pub(super) backfill: Option<Backfill>,
     pub(super) codec: u16,
     pub(super) raw_bytes: u32,
     pub(super) stored_bytes: u32,
@@ -114,7 +118,10 @@ impl Header {
         body.extend_from_slice(&position.timeline.to_le_bytes());
         body.extend_from_slice(&position.index.to_le_bytes());
         body.extend_from_slice(&position.lsn.0.to_le_bytes());
-        body.extend_from_slice(&[0; 12]); // backfill id and audience, reserved
+        let none = Backfill { id: 0, audience: 0 };
+        let backfill = self.backfill.unwrap_or(none);
+        body.extend_from_slice(&backfill.id.to_le_bytes());
+        body.extend_from_slice(&backfill.audience.to_le_bytes());
         body.extend_from_slice(&self.codec.to_le_bytes());
         body.extend_from_slice(&[0; 2]);
         body.extend_from_slice(&self.raw_bytes.to_le_bytes());
@@ -148,7 +155,9 @@ impl Header {
         let proven = cut.u64()?;
         let (timeline, index, lsn) = (cut.u32()?, cut.u32()?, Lsn(cut.u64()?));
         let position = (flags & POSITION != 0).then_some(Position { timeline, lsn, index });
-        let reserved = cut.array::<12>()? == [0; 12];
+        let (id, audience) = (cut.u64()?, cut.u32()?);
+        let backfill = (flags & BACKFILL != 0).then_some(Backfill { id, audience });
+        let reserved = backfill.is_some() || (id, audience) == (0, 0);
         let codec = cut.u16()?;
         let reserved = cut.u16()? == 0 && reserved;
         let (raw_bytes, stored_bytes, payload_crc) = (cut.u32()?, cut.u32()?, cut.u32()?);
@@ -158,8 +167,8 @@ impl Header {
         }
         let previous = cut.array()?;
         #[rustfmt::skip]
-        let header = Self { tag, base, count, flags, times, proven, position, codec, raw_bytes,
-            stored_bytes, payload_crc, previous };
+        let header = Self { tag, base, count, flags, times, proven, position, backfill,
+            codec, raw_bytes, stored_bytes, payload_crc, previous };
         Ok(header)
     }
 }

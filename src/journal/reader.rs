@@ -11,7 +11,7 @@ use super::{
     store::{Segment, Store},
 };
 use crate::{
-    change::{Batch, Change, Position, Timestamp},
+    change::{Backfill, Batch, Change, Position, Timestamp},
     disk::DiskFile,
     error::{Class, Classify, Error, Result},
 };
@@ -21,13 +21,23 @@ use crate::{
 pub struct Reader {
     journal: Journal,
     offset: u64,
+    /// The sink whose backfills it reads; `None`: all of them.
+    audience: Option<u32>,
     /// Where it is on the disk; lost when a call is cancelled, and then found again.
     cursor: Option<Box<Cursor>>,
 }
 
 impl Reader {
     pub(super) fn new(journal: Journal, offset: u64) -> Self {
-        Self { journal, offset, cursor: None }
+        Self { journal, offset, audience: None, cursor: None }
+    }
+
+    /// Leaves out the rows of backfills that are for other sinks than the one of number `sink`. A
+    /// batch may be empty then, with `offset` moved on.
+    #[must_use]
+    pub fn for_sink(mut self, sink: u32) -> Self {
+        self.audience = Some(sink);
+        self
     }
 
     /// Waits until there is at least one durable change, and returns as many as there are, up to
@@ -43,15 +53,15 @@ impl Reader {
     /// As `next`, but an empty batch at the end instead of waiting.
     pub async fn try_next(&mut self, limits: Limits) -> Result<Batch> {
         let batches = self.journal.store.ring().read(self.offset, limits);
-        let batch = match batches {
+        let (batch, offset) = match batches {
             Some(batches) => {
                 self.cursor = None;
-                take(&batches, self.offset, limits)
+                take(&batches, self.offset, limits, self.audience)
             }
             None if self.offset >= self.journal.end() => return Ok(Batch::default()),
             None => self.read_disk(limits).await?,
         };
-        self.offset = batch.end().unwrap_or(self.offset);
+        self.offset = offset;
         Ok(batch)
     }
 
@@ -60,8 +70,9 @@ impl Reader {
         self.offset
     }
 
-    async fn read_disk(&mut self, limits: Limits) -> Result<Batch> {
+    async fn read_disk(&mut self, limits: Limits) -> Result<(Batch, u64)> {
         let mut cursor = self.cursor.take().unwrap_or_default();
+        cursor.audience = self.audience;
         let (store, from) = (Arc::clone(&self.journal.store), self.offset);
         let read = tokio::task::spawn_blocking(move || {
             let batch = cursor.read(&store, from, limits);
@@ -74,21 +85,29 @@ impl Reader {
     }
 }
 
-/// Copies what the limits allow out of shared batches.
-fn take(batches: &[Arc<Batch>], from: u64, limits: Limits) -> Batch {
+/// Copies what the limits allow out of shared batches; with the offset of what follows.
+fn take(batches: &[Arc<Batch>], from: u64, limits: Limits, audience: Option<u32>) -> (Batch, u64) {
     let mut full = Full::new(limits);
     let mut taken = Batch::default();
+    let mut next = from;
     for batch in batches {
         for change in batch.changes.iter().filter(|change| change.offset >= from) {
-            if full.with(change) {
-                return taken;
+            if is_wanted(change.backfill, audience) {
+                if full.with(change) {
+                    return (taken, next);
+                }
+                taken.position = None;
+                taken.changes.push(change.clone());
             }
-            taken.position = None;
-            taken.changes.push(change.clone());
+            next = change.offset + 1;
         }
         taken.position = batch.position;
     }
-    taken
+    (taken, next)
+}
+
+fn is_wanted(backfill: Option<Backfill>, audience: Option<u32>) -> bool {
+    backfill.zip(audience).is_none_or(|(backfill, sink)| backfill.is_for(sink))
 }
 
 /// Counts against [`Limits`].
@@ -127,6 +146,7 @@ pub(super) fn lag(store: &Store, offset: u64) -> Result<Option<Lag>> {
 /// A place on the disk, and what is left of the block that was read there.
 #[derive(Debug, Default)]
 pub(super) struct Cursor {
+    audience: Option<u32>,
     open: Option<Open>,
     left: VecDeque<Change>,
     /// The position at the end of that block.
@@ -146,60 +166,71 @@ struct Open {
 }
 
 impl Cursor {
-    /// The durable changes from `from` on. Blocks.
-    pub(super) fn read(&mut self, store: &Store, from: u64, limits: Limits) -> Result<Batch> {
+    /// The durable changes from `from` on, and the offset of what follows them. Blocks.
+    pub(super) fn read(
+        &mut self,
+        store: &Store,
+        from: u64,
+        limits: Limits,
+    ) -> Result<(Batch, u64)> {
         let end = store.end();
         let mut full = Full::new(limits);
         let mut batch = Batch::default();
+        let mut next = from;
         if self.left.front().is_some_and(|change| change.offset != from) {
-            *self = Self::default();
+            *self = Self { audience: self.audience, ..Self::default() };
         }
-        while batch.end().unwrap_or(from) < end {
+        while next < end {
             if self.left.is_empty() {
-                self.load(store, batch.end().unwrap_or(from))?;
+                self.load(store, &mut next, end)?;
             }
             while let Some(change) = self.left.pop_front() {
                 if full.with(&change) {
+                    next = change.offset;
                     self.left.push_front(change);
-                    return Ok(batch);
+                    return Ok((batch, next));
                 }
                 batch.position = None;
+                next = change.offset + 1;
                 batch.changes.push(change);
             }
             batch.position = self.position;
         }
-        Ok(batch)
+        Ok((batch, next))
     }
 
-    /// Decodes the block that holds `offset`.
-    fn load(&mut self, store: &Store, offset: u64) -> Result<()> {
-        loop {
-            let open = match self.open.take().filter(|open| open.next <= offset) {
+    /// Decodes the block that holds `next`, or passes blocks that are not for this reader until one
+    /// is, or until `end`.
+    fn load(&mut self, store: &Store, next: &mut u64, end: u64) -> Result<()> {
+        while *next < end {
+            let open = match self.open.take().filter(|open| open.next <= *next) {
                 Some(open) => self.open.insert(open),
-                None => self.open.insert(Open::seek(store, offset)?),
+                None => self.open.insert(Open::seek(store, *next)?),
             };
-            let Some(end) = store.bytes_of(open.segment.base) else {
-                if offset < store.start() {
-                    return Err(store.gone(offset));
+            let Some(bytes) = store.bytes_of(open.segment.base) else {
+                if *next < store.start() {
+                    return Err(store.gone(*next));
                 }
                 // Read to its end, and removed because every sink has it.
                 self.open = None;
                 continue;
             };
-            if open.at >= end {
-                if open.next > offset || !store.follows(open.segment.base) {
+            if open.at >= bytes {
+                if open.next > *next || !store.follows(open.segment.base) {
                     let path = open.segment.path.display();
-                    return Err(Error::bug(format!("{path} does not hold offset {offset}")));
+                    return Err(Error::bug(format!("{path} does not hold offset {next}")));
                 }
                 self.open = Some(Open::begin(store, open.next)?);
                 continue;
             }
-            if let Some((header, changes)) = open.step(end, offset)? {
+            if let Some((header, changes)) = open.step(bytes, *next, self.audience)? {
                 self.position = header.position.filter(|_| header.commits());
                 self.left = changes.into();
                 return Ok(());
             }
+            *next = open.next.max(*next);
         }
+        Ok(())
     }
 }
 
@@ -247,8 +278,13 @@ impl Open {
         }
     }
 
-    /// Passes one block; returns its changes from `offset` on, if it has any.
-    fn step(&mut self, end: u64, offset: u64) -> Result<Option<(Header, Vec<Change>)>> {
+    /// Passes one block; returns its changes from `offset` on, if it has any that `audience` wants.
+    fn step(
+        &mut self,
+        end: u64,
+        offset: u64,
+        audience: Option<u32>,
+    ) -> Result<Option<(Header, Vec<Change>)>> {
         let (path, at) = (&self.segment.path, self.at);
         let header = block::read_header(&*self.file, at, end).map_err(|f| f.at(path, at))?;
         if self.segment.base.checked_add(header.base) != Some(self.next) {
@@ -256,7 +292,7 @@ impl Open {
         }
         let first = self.next;
         let after = first.saturating_add(header.count.into());
-        let wanted = after > offset;
+        let wanted = after > offset && is_wanted(header.backfill, audience);
         let mut found = None;
         if wanted || header.flags & block::TABLES != 0 {
             let decoded = block::read(&*self.file, at, end)
@@ -266,6 +302,7 @@ impl Open {
                 return Err(Flaw::from("a block lacks changes").at(path, at));
             }
             changes.retain(|change| change.offset >= offset);
+            changes.iter_mut().for_each(|change| change.backfill = header.backfill);
             found = wanted.then_some((header, changes));
         }
         self.at += header.bytes();

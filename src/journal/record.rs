@@ -299,6 +299,7 @@ impl Decoder<'_> {
             after,
             message,
             shaped: None,
+            backfill: None,
         };
         self.offset += 1;
         self.index = self.index.wrapping_add(1);
@@ -378,6 +379,7 @@ mod tests {
             after: Some(Row::from_values([])),
             message: None,
             shaped: None,
+            backfill: None,
         }
     }
 

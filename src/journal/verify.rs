@@ -20,7 +20,7 @@ use super::{
     store::{Segment, Store},
 };
 use crate::{
-    change::{Batch, Change},
+    change::{Batch, Change, Op},
     disk::{Disk, DiskFile},
     error::{Class, Classify, Error, Result},
 };
@@ -91,8 +91,8 @@ impl Iterator for Dump {
         }
         let limits = Limits { changes_max: 10_000, bytes_max: 4 << 20 };
         match self.cursor.read(&self.store, self.next, limits) {
-            Ok(batch) => {
-                self.next = batch.end().unwrap_or(self.next);
+            Ok((batch, next)) => {
+                self.next = next;
                 self.batch = batch.changes.into_iter();
                 self.batch.next().map(Ok)
             }
@@ -210,6 +210,8 @@ fn check(block: &Block, first: u64, tables: &mut Tables) -> Result<(), Fault> {
         "the gaps are not those of the block's header"
     } else if (tables.len() > described) != (header.flags & block::TABLES != 0) {
         "the tables are not those of the block's header"
+    } else if header.backfill.is_some() && decoded.changes.iter().any(|c| c.op != Op::Read) {
+        "a block of a backfill holds what is no row that was read"
     } else {
         return Ok(());
     };

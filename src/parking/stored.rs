@@ -106,5 +106,6 @@ pub(super) fn from_text(text: &str) -> Result<Change> {
         after: row(stored.after.as_ref())?,
         message,
         shaped: None,
+        backfill: None,
     })
 }

@@ -315,6 +315,7 @@ mod tests {
                     after,
                     message: None,
                     shaped: shaped.map(Box::new),
+                    backfill: None,
                 }
             };
             picks.into_iter().enumerate().map(change).collect()
@@ -362,6 +363,7 @@ mod tests {
             before: Before::Nothing,
             after: Some(Row::from_values([Value::Text(offset.to_string().as_bytes())])),
             message: None,
+            backfill: None,
             shaped: Some(Box::new(Shaped {
                 key: Some((offset % 20).to_string()),
                 ..Shaped::default()
@@ -391,6 +393,7 @@ mod tests {
             after: id.map(|id| Row::from_values([Value::Text(id.to_string().as_bytes())])),
             message: None,
             shaped: None,
+            backfill: None,
         };
         let mut changes: Vec<Change> = (0..100).map(|id| change(id, Some(id))).collect();
         changes.push(change(100, None));

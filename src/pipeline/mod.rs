@@ -55,7 +55,7 @@ pub async fn capture(
 /// Moves changes from the journal to one sink until `stop`.
 pub async fn deliver(delivery: &mut Delivery<'_>, stop: &CancellationToken) -> Result<()> {
     while let Some(batch) = delivery.read(stop).await? {
-        let cursor = batch.end().unwrap_or(delivery.progress.cursor);
+        let cursor = delivery.reader.offset();
         failpoint::reach("deliver::before_transform");
         let run = delivery.transform(batch).await?;
         failpoint::reach("deliver::before_write");

@@ -19,7 +19,10 @@ use crate::{
     format::Names,
     journal::Journal,
     pipeline,
-    source::{self, Known, postgres::Stats},
+    source::{
+        self, Known,
+        postgres::{Stats, backfill::Fences},
+    },
 };
 
 const RECONNECT_MIN: Duration = Duration::from_millis(200);
@@ -48,6 +51,8 @@ pub(super) struct Capturing {
     gate: Mutex<Gate>,
     limits: config::Journal,
     free_bytes: Mutex<Option<u64>>,
+    /// Where the rows of backfills meet the stream.
+    pub(super) fences: Arc<Fences>,
 }
 
 /// Why capture must wait although the source would send, and what ends that.
@@ -95,6 +100,7 @@ impl Capturing {
             config,
             part: Part::new("source", name),
             first_offset: journal.end(),
+            fences: Arc::new(Fences::new(journal.lineage())),
             journal,
             stats: Mutex::default(),
             asked: Mutex::default(),
@@ -188,7 +194,7 @@ impl Capturing {
         }
         *self.stats.lock().unwrap_or_else(PoisonError::into_inner) = Some(opened.stats);
         self.part.running();
-        let mut source = opened.source;
+        let mut source = self.fences.attach(opened.source);
         pipeline::capture(source.as_mut(), &self.journal, stop).await
     }
 
@@ -265,6 +271,23 @@ impl Capturing {
     /// The names that the messages of `sink` may carry.
     pub(super) fn names(&self, sink: &str) -> Names {
         names(&self.name, &self.config, sink)
+    }
+
+    pub(super) fn config(&self) -> &config::Postgres {
+        let config::Source::Postgres(config) = &self.config;
+        config
+    }
+
+    /// Why the journal should not be given more than the stream itself, where it should not.
+    pub(super) fn is_short(&self) -> Option<String> {
+        let (bytes, limit) = (self.journal.info().bytes, self.limits.bytes_max);
+        if limit > 0 && bytes > limit / 10 * 8 {
+            return Some(format!("the journal has {bytes} of the {limit} bytes that it may take"));
+        }
+        let free = *self.free_bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        let reserve = self.limits.reserve_bytes;
+        let free = free.filter(|free| *free < reserve.saturating_mul(2))?;
+        Some(format!("the journal's volume has {free} bytes left, {reserve} of them in reserve"))
     }
 
     pub(super) fn name(&self) -> &str {

@@ -1,16 +1,19 @@
 //! What people do to the sinks of a running Walrace.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use super::{
-    Walrace,
+    Walrace, backfill_status,
+    backfilling::Backfilling,
     delivering::{Moved, To},
+    status::BackfillStatus,
 };
 use crate::{
-    catalog::{By, Event},
+    catalog::{BackfillState, By, Event, NewBackfill},
     change::Change,
-    error::Result,
+    error::{Error, Result},
     parking::{Letter, Place, Query},
+    source::postgres::backfill::PlannedTable,
 };
 
 impl Walrace {
@@ -88,6 +91,63 @@ impl Walrace {
         by: &By,
     ) -> Result<()> {
         self.sink(&place.sink)?.edit_parked(place, values, by).await
+    }
+
+    /// Asks for a backfill; its number.
+    pub async fn backfill(&self, asked: &NewBackfill, by: &By) -> Result<u64> {
+        let backfilling = self.backfilling(&asked.source)?;
+        if let Some(sink) = &asked.sink {
+            let source = self.sink(sink)?.source();
+            if source != asked.source {
+                return Err(Error::config(format!(
+                    "sink {sink} reads the source {source}, not {}",
+                    asked.source
+                )));
+            }
+        }
+        backfilling.planned(asked).await?; // what cannot be read is told at once
+        let id = self.catalog.add_backfill(asked, by).await?;
+        backfilling.look();
+        Ok(id)
+    }
+
+    /// What a backfill would read.
+    pub async fn plan_backfill(&self, asked: &NewBackfill) -> Result<Vec<PlannedTable>> {
+        Ok(self.backfilling(&asked.source)?.planned(asked).await?.tables)
+    }
+
+    /// Every backfill, the oldest first.
+    pub async fn backfills(&self) -> Result<Vec<BackfillStatus>> {
+        let mut all = Vec::new();
+        for row in self.catalog.backfills().await? {
+            all.push(match self.backfills.get(&row.asked.source) {
+                Some(backfilling) => backfilling.status(row).await?,
+                None => backfill_status(row, &[]), // its source is gone from the configuration
+            });
+        }
+        Ok(all)
+    }
+
+    /// Pauses, resumes or cancels a backfill.
+    pub async fn change_backfill(&self, id: u64, to: BackfillState, by: &By) -> Result<()> {
+        let row = self.catalog.backfill(id).await?;
+        if row.state.has_ended() {
+            return Err(Error::config(format!("backfill {id} is {} already", row.state.word())));
+        }
+        let backfilling = self.backfilling(&row.asked.source)?;
+        match to {
+            BackfillState::Queued => {
+                self.catalog.set_backfill(id, (to, None), Some(by)).await?;
+                backfilling.look();
+                Ok(())
+            }
+            _ => backfilling.rest(id, (to, by)).await,
+        }
+    }
+
+    fn backfilling(&self, source: &str) -> Result<&Arc<Backfilling>> {
+        let found = self.backfills.get(source);
+        found.ok_or_else(|| Error::config(format!("there is no source {source}")))
     }
 
     async fn sinks_of(&self, query: &Query) -> Result<BTreeSet<String>> {

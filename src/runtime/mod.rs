@@ -4,6 +4,7 @@
 //! `pipeline::deliver`. A part that fails harms no other: it waits or stops on its own
 //! (see `part`), and the journal between them holds what is not delivered.
 
+mod backfilling;
 mod capturing;
 mod control;
 mod delivering;
@@ -18,11 +19,14 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use self::{capturing::Capturing, delivering::Delivering, workers::Workers};
+use self::{
+    backfilling::Backfilling, capturing::Capturing, delivering::Delivering, workers::Workers,
+};
 pub use self::{
+    backfilling::status_of as backfill_status,
     delivering::{Moved, To},
     part::{Backoff, Next, Part, State},
-    status::{SinkStatus, SourceStatus, Status},
+    status::{BackfillStatus, SinkStatus, SourceStatus, Status},
 };
 use crate::{
     catalog::Catalog,
@@ -54,6 +58,7 @@ pub struct Walrace {
     parking: Parking,
     sources: BTreeMap<String, Arc<Capturing>>,
     sinks: BTreeMap<String, Arc<Delivering>>,
+    backfills: BTreeMap<String, Arc<Backfilling>>,
     queues: sink::Queues,
     pulls: sink::Pulls,
     config: Config,
@@ -85,7 +90,12 @@ impl Walrace {
             sink.register().await.context(|| format!("while placing sink {name}"))?;
             sinks.insert(name.clone(), Arc::new(sink));
         }
+        let backfills = sources.iter().map(|(name, capturing)| {
+            let backfilling = Backfilling::new(Arc::clone(capturing), catalog.clone());
+            (name.clone(), Arc::new(backfilling))
+        });
         let walrace = Arc::new(Self {
+            backfills: backfills.collect(),
             started_at: Timestamp::now(),
             catalog,
             parking,
@@ -107,6 +117,10 @@ impl Walrace {
         for source in self.sources.values() {
             tasks.spawn(Arc::clone(source).run(self.stop.clone()));
             tasks.spawn(Arc::clone(source).watch(self.stop.clone()));
+        }
+        for backfills in self.backfills.values() {
+            let walrace = Arc::downgrade(self);
+            tasks.spawn(Arc::clone(backfills).run(walrace, self.stop.clone()));
         }
         for sink in self.sinks.values() {
             tasks.spawn_on(Arc::clone(sink).run(self.stop.clone()), self.workers.handle());
@@ -171,6 +185,7 @@ impl Walrace {
             started_at: self.started_at,
             sources: self.sources.values().map(|source| source.status()).collect(),
             sinks: self.sinks.values().map(|sink| sink.status()).collect(),
+            backfills: Vec::new(),
         }
     }
 

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::part::State;
 use crate::{
+    catalog::{BackfillState, NewBackfill},
     change::{Lsn, Timestamp},
     journal::Info,
     sink::Totals,
@@ -20,6 +21,43 @@ pub struct Status {
     pub sources: Vec<SourceStatus>,
     /// Each sink, by name.
     pub sinks: Vec<SinkStatus>,
+    /// Backfills that have not ended, and the last ones that have.
+    #[serde(default)]
+    pub backfills: Vec<BackfillStatus>,
+}
+
+/// One backfill.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BackfillStatus {
+    /// Its number.
+    pub id: u64,
+    /// What was asked for.
+    #[serde(flatten)]
+    pub asked: NewBackfill,
+    /// What it is doing.
+    pub state: BackfillState,
+    /// Why it is not at work, or what it waits for.
+    pub reason: Option<String>,
+    /// Blocks of the tables, and how many of them are done.
+    pub blocks: u64,
+    /// Blocks that are done.
+    pub blocks_done: u64,
+    /// PostgreSQL's estimate of the rows.
+    pub rows_estimated: u64,
+    /// Rows that were read.
+    pub rows: u64,
+    /// Bytes of those rows.
+    pub bytes: u64,
+    /// Rows a second since it last began.
+    pub rows_per_second: Option<u64>,
+    /// Seconds that are left at the rate since it last began.
+    pub seconds_left: Option<u64>,
+    /// Chunks that were read in vain, and again, since the start.
+    pub chunks_again: u64,
+    /// When it was asked for.
+    pub created_at: Timestamp,
+    /// When it was done or given up.
+    pub ended_at: Option<Timestamp>,
 }
 
 /// One source with its journal.

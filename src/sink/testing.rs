@@ -58,6 +58,7 @@ pub(super) fn batch(offsets: Range<u64>) -> Batch {
         ])),
         message: None,
         shaped: None,
+        backfill: None,
     };
     Batch { changes: offsets.map(change).collect(), position: None }
 }

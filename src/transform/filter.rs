@@ -104,7 +104,9 @@ impl Filter {
             Op::Read => self.reads,
             op => self.passes_operation(op),
         };
-        operation && change.table.as_ref().is_none_or(|table| self.passes_table(table))
+        operation
+            && !change.is_watermark()
+            && change.table.as_ref().is_none_or(|table| self.passes_table(table))
     }
 
     fn passes_table(&mut self, table: &Arc<Table>) -> bool {
@@ -168,6 +170,7 @@ mod tests {
             after: None,
             message: None,
             shaped: None,
+            backfill: None,
         }
     }
 

@@ -276,6 +276,7 @@ fn change(op: Op, before: Before, after: Option<Row>) -> Change {
         after,
         message: (op == Op::Message).then(|| Arc::new(message)),
         shaped: None,
+        backfill: None,
     }
 }
 

@@ -79,6 +79,7 @@ pub(crate) fn transaction(number: u64, count: u32, table: &Arc<Table>) -> Vec<Ch
         after: Some(row(u64::from(index), &format!("transaction {number}"))),
         message: None,
         shaped: None,
+        backfill: None,
     };
     (0..count).map(insert).collect()
 }

@@ -58,6 +58,7 @@ fn any_change() -> impl Strategy<Value = Change> {
             after,
             message: message.filter(|_| op == Op::Message),
             shaped: None,
+            backfill: None,
         }
     })
 }

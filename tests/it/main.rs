@@ -11,6 +11,7 @@
 )]
 
 mod audit;
+mod backfill;
 mod capture;
 mod chaos;
 mod chaos_sinks;

@@ -40,6 +40,11 @@ pub struct Sink {
     /// a time such as `2026-04-06T09:14:22Z`, or a resume token.
     #[serde(default)]
     pub from: From,
+    /// Whether a new sink begins with a backfill: the rows that its tables have already, as `read`
+    /// changes beside the stream. A sink that has begun is not asked again; `walrace backfill
+    /// start --sink` is for that.
+    #[serde(default)]
+    pub backfill: bool,
     /// How a change is written.
     #[serde(default)]
     pub format: Format,
@@ -155,6 +160,7 @@ impl Sink {
             operations: Vec::new(),
             reads: true,
             from: From::default(),
+            backfill: false,
             format: Format::default(),
             batch_changes_max: batch_changes_max(),
             batch_bytes_max: batch_bytes_max(),

@@ -88,6 +88,7 @@ fn change(op: Op, before: Before, after: Option<Row>) -> Change {
         after,
         message: None,
         shaped: None,
+        backfill: None,
     }
 }
 
@@ -101,6 +102,7 @@ fn message(content: &'static [u8]) -> Change {
         table: None,
         message: Some(Arc::new(message)),
         shaped: None,
+        backfill: None,
         ..change(Op::Message, Before::Nothing, None)
     }
 }

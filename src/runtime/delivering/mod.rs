@@ -21,8 +21,8 @@ use super::{
     status::SinkStatus,
 };
 use crate::{
-    catalog::{self, Catalog, LostRange, Registered},
-    change::{Change, Timestamp},
+    catalog::{self, Catalog, LostRange, NewBackfill, Registered},
+    change::{Backfill, Change, Timestamp},
     config::{self, AfterDeadLetter, From},
     error::{Error, Result},
     journal::{Journal, Lag, Limits},
@@ -111,9 +111,21 @@ impl Delivering {
         let cursor = self.offset_of(&self.config.from)?;
         let lineage = self.journal.lineage();
         let progress = Progress { lineage, epoch: 1, cursor, retry_seq: 0 };
-        self.catalog.register(&self.name, &self.source, &progress).await?;
+        let backfill = self.config.backfill.then(|| self.first_backfill());
+        let names = (self.name.as_str(), self.source.as_str());
+        self.catalog.register(names, &progress, backfill.as_ref()).await?;
         self.stats.begin(cursor, cursor);
         Ok(Registered { source: self.source.clone(), progress, started: false, paused: None })
+    }
+
+    /// The rows that a new sink begins with.
+    fn first_backfill(&self) -> NewBackfill {
+        let tables = match self.config.tables.is_empty() {
+            true => self.config.schemas.iter().map(|schema| format!("{schema}.*")).collect(),
+            false => self.config.tables.clone(),
+        };
+        let (source, sink) = (self.source.clone(), Some(self.name.clone()));
+        NewBackfill { source, sink, tables, ..NewBackfill::default() }
     }
 
     fn offset_of(&self, from: &From) -> Result<u64> {
@@ -310,7 +322,7 @@ impl Delivering {
         let sink = Lanes::new(sinks);
         Ok(Delivery {
             name: self.name.clone(),
-            reader: self.journal.reader(progress.cursor)?,
+            reader: self.journal.reader(progress.cursor)?.for_sink(Backfill::number_of(&self.name)),
             journal: self.journal.clone(),
             done,
             filter: self.filter(),

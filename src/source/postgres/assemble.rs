@@ -213,6 +213,7 @@ impl Assembler {
             after,
             message: None,
             shaped: None,
+            backfill: None,
         });
         open.index += 1;
         self.bytes += size;
@@ -253,6 +254,7 @@ impl Assembler {
             after: None,
             message: Some(Arc::new(message)),
             shaped: None,
+            backfill: None,
         });
         self.bytes += size;
         if free {

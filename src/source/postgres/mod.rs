@@ -21,6 +21,7 @@ use crate::{
 
 mod assemble;
 mod auth;
+pub mod backfill;
 mod catalog;
 mod checks;
 mod failure;

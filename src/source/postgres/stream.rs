@@ -579,6 +579,7 @@ mod tests {
             after: None,
             message: None,
             shaped: None,
+            backfill: None,
         };
         let at = |lsn| Position { timeline: 1, lsn: Lsn(lsn), index: 0 };
         Batch { changes: vec![change; count], position: position.map(at) }

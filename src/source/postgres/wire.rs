@@ -30,6 +30,8 @@ use crate::{
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Unacknowledged data for this long breaks the connection, whatever keepalive says.
 const USER_TIMEOUT_MS: u32 = 30_000;
+/// What is read at once where many rows come.
+const ROWS_BUFFER_BYTES: usize = 256 << 10;
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -110,6 +112,33 @@ impl Client {
         match refused {
             Some(error) => Err(Failure::Server(error)),
             None => Ok(rows),
+        }
+    }
+
+    /// Runs one statement and hands over its rows as they come, each as the body of a `DataRow`.
+    /// `take` says whether it wants more; what it does not want is received and dropped.
+    pub(super) fn each_row(
+        &mut self,
+        sql: &str,
+        take: &mut dyn FnMut(&[u8]) -> Result<bool>,
+    ) -> std::result::Result<(), Failure> {
+        self.frames.enlarge(ROWS_BUFFER_BYTES);
+        let mut out = BytesMut::new();
+        frontend::query(sql, &mut out)?;
+        self.send(&out)?;
+        let (mut refused, mut wants) = (None, Ok(true));
+        loop {
+            let (tag, body) = self.receive()?;
+            match tag {
+                b'D' if matches!(wants, Ok(true)) => wants = take(&body),
+                b'E' => refused = Some(ServerError::parse(&body)),
+                b'Z' => break,
+                _ => {}
+            }
+        }
+        match refused {
+            Some(error) => Err(Failure::Server(error)),
+            None => Ok(wants.map(drop)?),
         }
     }
 

@@ -78,6 +78,7 @@ fn change(table: &Arc<Table>, op: Op, before: Before, after: Option<Row>) -> Cha
         after,
         message: None,
         shaped: None,
+        backfill: None,
     }
 }
 

@@ -77,6 +77,7 @@ fn batch(offsets: Range<u64>) -> Batch {
         ])),
         message: None,
         shaped: None,
+        backfill: None,
     };
     Batch { changes: offsets.map(change).collect(), position: None }
 }

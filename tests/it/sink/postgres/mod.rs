@@ -152,6 +152,7 @@ impl Story {
             after,
             message: None,
             shaped: None,
+            backfill: None,
         });
         self.next += 1;
         self

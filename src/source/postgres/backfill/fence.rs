@@ -1,0 +1,483 @@
+//! Where chunks and the stream meet: a chunk's rows enter the stream at the watermark that closes
+//! its fence, without those that changed since the watermark that opened it.
+//!
+//! ```text
+//!  stream   ── mark: opens ── change of k1 ── change of k7 ── mark: closes ── k2 k3 k4 k5 k6 ──►
+//!                   │                                               ▲
+//!  reader           └─► snapshot ─► k1 k2 k3 k4 k5 k6 ─► offer ─► commit
+//! ```
+//!
+//! A commit is in the log before it is visible: where one from before the opening mark is not in
+//! the snapshot, the chunk shows an older state than the journal has, and is read again
+//! (docs/adr/0017-backfill-by-blocks.md).
+//!
+//! States of a fence: *registered*, *open* (its first mark has passed), *offered* (its rows are
+//! here), then one [`Verdict`].
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use uuid::Uuid;
+
+use super::{mark::Mark, snapshot::Snapshot};
+use crate::{
+    change::{Backfill, Batch, Before, Change, Key, Lsn, Op, Position, Row, Transaction},
+    error::{Error, Result},
+    schema::Table,
+    source::Source,
+};
+
+/// Keys that change inside one fence: beyond this the chunk is read again, later.
+const KEYS_MAX: usize = 500_000;
+/// Transactions whose commit was seen and which a snapshot may lack: beyond this their memory
+/// begins anew, and readers wait for those that write to their table.
+const COMMITTED_MAX: usize = 1_000_000;
+
+/// Rows of one chunk.
+#[derive(Clone, Debug)]
+pub struct Chunk {
+    /// The table as it was when they were read.
+    pub table: Arc<Table>,
+    /// The backfill that they belong to.
+    pub backfill: Backfill,
+    /// What they show.
+    pub snapshot: Snapshot,
+    /// The rows.
+    pub rows: Vec<Row>,
+}
+
+/// What became of a chunk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is in the journal, durably, with so many rows.
+    Appended(u64),
+    /// It has to be read again, and why.
+    Again(String),
+    /// Capture ended, or began anew, before it was there: read it again.
+    Lost,
+}
+
+/// The fences of one source, shared by its capture loop and the readers of its backfills.
+#[derive(Debug)]
+pub struct Fences {
+    lineage: Uuid,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Whether a capture loop passes its batches.
+    capturing: bool,
+    /// The number of the next fence.
+    next: u64,
+    fences: HashMap<u64, Fence>,
+    /// Chunks whose rows were passed on and are not durable yet, by the LSN of their mark.
+    passed: Vec<(Lsn, u64, u64)>,
+    /// Commits since the memory began, where it is kept.
+    committed: Option<HashMap<u32, Lsn>>,
+    /// Counts the memories.
+    memory: u64,
+    /// A snapshot that was judged, and the next fence's number when it came.
+    judged: Option<(u64, Snapshot)>,
+}
+
+#[derive(Debug)]
+struct Fence {
+    table: u32,
+    /// The chunk of the same part that must be there before.
+    after: Option<u64>,
+    /// The memory of commits under which it was registered.
+    memory: u64,
+    opened: Option<Lsn>,
+    keys: HashSet<Key>,
+    /// Tables as changes inside it have them.
+    tables: Vec<Arc<Table>>,
+    /// Something concerned the table as a whole, or too many of its rows.
+    whole: Option<&'static str>,
+    chunk: Option<Chunk>,
+    verdict: Option<Verdict>,
+}
+
+impl Fences {
+    /// Of the source whose journal has this lineage.
+    pub fn new(lineage: Uuid) -> Self {
+        // Marks of an earlier process come again; their numbers must not be those of a new fence.
+        let state = State { next: fastrand::u64(..) >> 12, ..State::default() };
+        Self { lineage, state: Mutex::new(state), changed: Condvar::new() }
+    }
+
+    /// The journal's lineage, which marks carry.
+    pub fn lineage(&self) -> Uuid {
+        self.lineage
+    }
+
+    /// Has the batches of `source` pass here on their way to the journal.
+    pub fn attach(self: &Arc<Self>, source: Box<dyn Source>) -> Box<dyn Source> {
+        let mut state = self.lock();
+        state.lose();
+        state.capturing = true;
+        drop(state);
+        self.changed.notify_all();
+        Box::new(Fenced { source, fences: Arc::clone(self) })
+    }
+
+    /// Remembers commits from now on; the number of that memory. A reader that meets a new number
+    /// waits for the transactions that write to its table at that time: they may have committed
+    /// before.
+    pub fn remember(&self) -> u64 {
+        let mut state = self.lock();
+        if state.committed.is_none() {
+            state.committed = Some(HashMap::new());
+            state.memory += 1;
+        }
+        state.memory
+    }
+
+    /// Ends the memory of commits: nothing is being read.
+    pub fn forget(&self) {
+        let mut state = self.lock();
+        (state.committed, state.judged) = (None, None);
+    }
+
+    /// Registers a fence for rows that are published as table `table`, behind the chunk of the
+    /// fence `after`; its number. `None` while nothing is captured.
+    pub fn register(&self, table: u32, after: Option<u64>) -> Option<u64> {
+        let mut state = self.lock();
+        if !state.capturing {
+            return None;
+        }
+        let number = state.next;
+        state.next += 1;
+        let fence = Fence {
+            table,
+            after,
+            memory: state.memory,
+            opened: None,
+            keys: HashSet::new(),
+            tables: Vec::new(),
+            whole: None,
+            chunk: None,
+            verdict: None,
+        };
+        state.fences.insert(number, fence);
+        Some(number)
+    }
+
+    /// Brings the rows of a fence; before its closing mark is committed.
+    pub fn offer(&self, fence: u64, chunk: Chunk) {
+        if let Some(fence) = self.lock().fences.get_mut(&fence) {
+            fence.chunk = Some(chunk);
+        }
+    }
+
+    /// Waits for what becomes of a chunk; `None` where that takes longer than `limit`.
+    pub fn verdict(&self, fence: u64, limit: Duration) -> Option<Verdict> {
+        let deadline = Instant::now() + limit;
+        let mut state = self.lock();
+        loop {
+            match state.fences.get(&fence).map(|fence| &fence.verdict) {
+                None => return Some(Verdict::Lost),
+                Some(Some(verdict)) => return Some(verdict.clone()),
+                Some(None) => {}
+            }
+            let left = deadline.checked_duration_since(Instant::now())?;
+            let waited = self.changed.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Has a chunk that was not passed on yet read again, whatever becomes of its marks.
+    pub fn give_up(&self, fence: u64) {
+        let mut state = self.lock();
+        let passed = state.passed.iter().any(|(_, passed, _)| *passed == fence);
+        if let Some(fence) = state.fences.get_mut(&fence).filter(|f| f.verdict.is_none() && !passed)
+        {
+            fence.verdict = Some(Verdict::Lost);
+        }
+    }
+
+    /// Takes a fence away; its marks mean nothing any more.
+    pub fn withdraw(&self, fence: u64) {
+        self.lock().fences.remove(&fence);
+    }
+
+    /// Waits until something is captured, at most `limit`.
+    pub fn wait_for_capture(&self, limit: Duration) -> bool {
+        let waited = self.changed.wait_timeout_while(self.lock(), limit, |state| !state.capturing);
+        waited.unwrap_or_else(PoisonError::into_inner).0.capturing
+    }
+
+    fn pass(&self, batch: Batch) -> Batch {
+        let mut state = self.lock();
+        if state.committed.is_none() && !batch.changes.iter().any(Change::is_watermark) {
+            return batch;
+        }
+        let mut passed = Vec::with_capacity(batch.changes.len());
+        let mut judged = false;
+        for change in batch.changes {
+            if change.closes_transaction {
+                state.remember(change.transaction);
+            }
+            match Mark::of(&change).filter(|mark| mark.lineage == self.lineage) {
+                None => {
+                    state.note(&change);
+                    passed.push(change);
+                }
+                Some(mark) => judged |= state.mark(mark, change, &mut passed),
+            }
+        }
+        drop(state);
+        if judged {
+            self.changed.notify_all();
+        }
+        Batch { changes: passed, position: batch.position }
+    }
+
+    /// All below `position` is durable.
+    fn settle(&self, position: Position) {
+        let mut state = self.lock();
+        if state.passed.is_empty() {
+            return;
+        }
+        let State { passed, fences, .. } = &mut *state;
+        passed.retain(|(mark, fence, rows)| {
+            let durable = *mark < position.lsn;
+            if let Some(fence) = fences.get_mut(fence).filter(|_| durable) {
+                fence.verdict = Some(Verdict::Appended(*rows));
+            }
+            !durable
+        });
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    fn end(&self) {
+        let mut state = self.lock();
+        state.lose();
+        state.capturing = false;
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// What is on its way has to be read again.
+    fn lose(&mut self) {
+        self.passed.clear();
+        for fence in self.fences.values_mut().filter(|fence| fence.verdict.is_none()) {
+            fence.verdict = Some(Verdict::Lost);
+        }
+    }
+
+    fn remember(&mut self, transaction: Transaction) {
+        let Some(committed) = &mut self.committed else { return };
+        committed.insert(transaction.xid, transaction.commit_lsn);
+        if committed.len() > COMMITTED_MAX {
+            committed.clear();
+            self.memory += 1;
+        }
+    }
+
+    /// Notes whose rows a change concerns.
+    fn note(&mut self, change: &Change) {
+        let Some(table) = &change.table else { return };
+        let mut keys = None;
+        let open = |fence: &&mut Fence| fence.table == table.oid && fence.opened.is_some();
+        for fence in self.fences.values_mut().filter(open) {
+            if fence.whole.is_some() || fence.verdict.is_some() {
+                continue;
+            }
+            let keys = keys.get_or_insert_with(|| change.row_keys());
+            if keys.is_whole() {
+                fence.whole = Some("a change of its table concerned every row");
+            }
+            fence.keys.extend(&keys.rows);
+            if fence.keys.len() > KEYS_MAX {
+                fence.whole = Some("too many rows of its table changed meanwhile");
+            }
+            if !fence.tables.iter().any(|known| Arc::ptr_eq(known, table)) {
+                fence.tables.push(Arc::clone(table));
+            }
+        }
+    }
+
+    /// Passes a mark on, with the rows of the chunk that it closes; whether one was judged. A mark
+    /// that closes a chunk in the journal means that the chunk is there.
+    fn mark(&mut self, mut mark: Mark, mut change: Change, passed: &mut Vec<Change>) -> bool {
+        let closes = mark.closes.as_ref().map(|closes| closes.fence);
+        let outcome = closes.map(|fence| self.close(fence, change.transaction));
+        if let Some(fence) = mark.opens.and_then(|fence| self.fences.get_mut(&fence)) {
+            fence.opened = Some(change.transaction.commit_lsn);
+        }
+        let accepted = matches!(outcome, Some(Some(_)));
+        if closes.is_some() && !accepted {
+            mark.closes = None;
+            change.message = change.message.map(|message| {
+                let content = serde_json::to_vec(&mark).unwrap_or_default().into();
+                Arc::new(crate::change::Message { content, ..(*message).clone() })
+            });
+        }
+        let (transaction, index) = (change.transaction, change.index);
+        passed.push(change);
+        if let Some(Some(chunk)) = outcome {
+            passed.extend(reads(chunk, transaction, index));
+        }
+        closes.is_some()
+    }
+
+    /// Judges the chunk of a fence; what is to be passed on, if it may be.
+    fn close(&mut self, number: u64, transaction: Transaction) -> Option<Chunk> {
+        let before = self.fences.get(&number)?.after;
+        let follows = before.is_none_or(|before| self.is_accepted(before));
+        let fence = self.fences.get_mut(&number)?;
+        if fence.verdict.is_some() {
+            return None;
+        }
+        let chunk = fence.chunk.take();
+        let committed = self.committed.as_ref().filter(|_| fence.memory == self.memory);
+        let again = match (&chunk, fence.opened) {
+            _ if !follows => Some("the chunk before it has to be read again".to_owned()),
+            (None, _) | (_, None) => Some("its marks came without its rows".to_owned()),
+            (Some(chunk), Some(opened)) => fence
+                .whole
+                .map(str::to_owned)
+                .or_else(|| fence.other_key(&chunk.table))
+                .or_else(|| unseen(committed, &chunk.snapshot, opened)),
+        };
+        if let Some(why) = again {
+            fence.verdict = Some(Verdict::Again(why));
+            return None;
+        }
+        let mut chunk = chunk?;
+        let keys = std::mem::take(&mut fence.keys);
+        self.prune(&chunk.snapshot);
+        drop_changed(&mut chunk, &keys);
+        self.passed.push((transaction.commit_lsn, number, chunk.rows.len() as u64));
+        Some(chunk)
+    }
+
+    fn is_accepted(&self, fence: u64) -> bool {
+        let passed = self.passed.iter().any(|(_, passed, _)| *passed == fence);
+        let fence = self.fences.get(&fence);
+        passed || fence.is_some_and(|f| matches!(f.verdict, Some(Verdict::Appended(_))))
+    }
+
+    /// Forgets commits that every snapshot to come shows: those in one that was taken before any
+    /// fence was registered that is not judged yet.
+    fn prune(&mut self, snapshot: &Snapshot) {
+        let open = self.fences.iter().filter(|(_, fence)| fence.verdict.is_none());
+        let oldest = open.map(|(number, _)| *number).min().unwrap_or(u64::MAX);
+        let usable = self.judged.take_if(|(number, _)| *number <= oldest);
+        if let (Some((_, seen)), Some(committed)) = (usable, &mut self.committed) {
+            committed.retain(|xid, _| !seen.sees(*xid));
+        }
+        if self.judged.is_none() {
+            self.judged = Some((self.next, snapshot.clone()));
+        }
+    }
+}
+
+impl Fence {
+    /// Whether changes inside the fence had another key than the chunk's table.
+    fn other_key(&self, table: &Table) -> Option<String> {
+        let key = names(table);
+        let other = self.tables.iter().any(|seen| names(seen) != key);
+        (key.is_empty() || other).then(|| "the key of its table changed meanwhile".to_owned())
+    }
+}
+
+fn names(table: &Table) -> Vec<&str> {
+    let columns = table.key_columns().into_iter();
+    columns.filter_map(|index| Some(table.columns.get(index)?.name.as_str())).collect()
+}
+
+/// Whether a transaction that the journal had before the fence is not in the snapshot.
+fn unseen(
+    committed: Option<&HashMap<u32, Lsn>>,
+    snapshot: &Snapshot,
+    opened: Lsn,
+) -> Option<String> {
+    let Some(committed) = committed else { return Some("commits were not remembered".to_owned()) };
+    let late = committed.iter().find(|(xid, lsn)| **lsn < opened && !snapshot.sees(**xid))?;
+    Some(format!("transaction {} is committed and not visible yet", late.0))
+}
+
+/// Takes the rows away whose keys changed inside the fence: their changes are newer.
+fn drop_changed(chunk: &mut Chunk, keys: &HashSet<Key>) {
+    if keys.is_empty() {
+        return;
+    }
+    let mut probe = read(chunk, Transaction::default());
+    chunk.rows.retain(|row| {
+        probe.after = Some(row.clone());
+        !probe.row_keys().rows.iter().any(|key| keys.contains(key))
+    });
+}
+
+fn read(chunk: &Chunk, transaction: Transaction) -> Change {
+    Change {
+        offset: 0,
+        op: Op::Read,
+        index: 0,
+        closes_transaction: true,
+        transaction,
+        table: Some(Arc::clone(&chunk.table)),
+        before: Before::Nothing,
+        after: None,
+        message: None,
+        shaped: None,
+        backfill: Some(chunk.backfill),
+    }
+}
+
+/// The rows as changes of the mark's transaction, behind it. Each ends it: who leaves out the rows
+/// of a backfill must not wait for an end among them.
+fn reads(mut chunk: Chunk, transaction: Transaction, index: u32) -> impl Iterator<Item = Change> {
+    let rows = std::mem::take(&mut chunk.rows);
+    let like = read(&chunk, transaction);
+    let numbers = index + 1..;
+    rows.into_iter().zip(numbers).map(move |(row, index)| Change {
+        index,
+        after: Some(row),
+        ..like.clone()
+    })
+}
+
+/// A source whose batches pass the fences.
+struct Fenced {
+    source: Box<dyn Source>,
+    fences: Arc<Fences>,
+}
+
+#[async_trait]
+impl Source for Fenced {
+    async fn next(&mut self) -> Result<Batch> {
+        let batch = self.source.next().await?;
+        Ok(self.fences.pass(batch))
+    }
+
+    async fn confirm(&mut self, position: Position) -> Result<()> {
+        self.fences.settle(position);
+        self.source.confirm(position).await
+    }
+}
+
+impl Drop for Fenced {
+    fn drop(&mut self) {
+        self.fences.end();
+    }
+}
+
+/// That nothing is captured now.
+pub(super) fn not_capturing() -> Error {
+    Error::retry("the backfill waits for the source, which is not captured now")
+}
