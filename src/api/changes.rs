@@ -212,5 +212,5 @@ fn filter(show: &Show) -> Result<Filter> {
     rules.tables = list(show.tables.as_deref());
     let operations = list(show.operations.as_deref());
     rules.operations = operations.iter().map(|word| word.parse()).collect::<Result<_>>()?;
-    Ok(Filter::new(&rules))
+    Ok(Filter::new(&rules).with_watermarks())
 }

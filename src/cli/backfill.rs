@@ -287,8 +287,12 @@ fn render_plan(planned: &[PlannedTable]) -> String {
     }
     let bytes: u64 = planned.iter().map(|table| table.bytes + table.toast_bytes).sum();
     let rows: u64 = planned.iter().map(|table| table.rows).sum();
+    let whole = planned.iter().filter_map(|one| Some((one, one.whole_because.as_ref()?)));
+    let whole: String = whole
+        .map(|(one, why)| format!("\n! {} is read in one long transaction: {why}", one.name))
+        .collect();
     format!(
-        "{table}\n\n  about {rows} rows in {}; at 50 MiB/s that takes some {}. Nothing was read.",
+        "{table}{whole}\n\n  about {rows} rows in {}; at 50 MiB/s that takes some {}. Nothing was read.",
         bytes_text(bytes),
         time_text(bytes / (50 << 20) + 1)
     )

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -34,6 +35,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(super) struct Backfilling {
     capturing: Arc<Capturing>,
     catalog: Catalog,
+    /// Where rows wait of a table that can only be read as a whole.
+    spool: PathBuf,
     live: Mutex<Option<Arc<Live>>>,
     /// Told when there is something new to do, or when what was live has ended.
     changed: Notify,
@@ -65,8 +68,8 @@ enum Left {
 }
 
 impl Backfilling {
-    pub(super) fn new(capturing: Arc<Capturing>, catalog: Catalog) -> Self {
-        Self { capturing, catalog, live: Mutex::default(), changed: Notify::new() }
+    pub(super) fn new(capturing: Arc<Capturing>, catalog: Catalog, spool: PathBuf) -> Self {
+        Self { capturing, catalog, spool, live: Mutex::default(), changed: Notify::new() }
     }
 
     /// Reads what is asked for until `stop`.
@@ -234,6 +237,7 @@ impl Backfilling {
                 catalog: self.catalog.clone(),
                 asked: row.asked.clone(),
                 walrace: Weak::clone(walrace),
+                spool: self.spool.clone(),
                 handle: Handle::current(),
             };
             workers.spawn_blocking(move || worker.run());
@@ -391,6 +395,7 @@ struct Reader {
     catalog: Catalog,
     asked: NewBackfill,
     walrace: Weak<Walrace>,
+    spool: PathBuf,
     handle: Handle,
 }
 
@@ -404,6 +409,7 @@ impl Reader {
             audience: self.asked.sink.as_deref().map_or(0, Backfill::number_of),
             filter: self.asked.filter.clone(),
             columns: self.asked.columns.clone(),
+            spool: self.spool.clone(),
         };
         let mut worker = None;
         let live = Arc::clone(&self.live);
@@ -458,6 +464,7 @@ impl Progress for Reader {
 
     fn again(&mut self, why: &str) {
         self.live.again.fetch_add(1, Relaxed);
+        self.waiting(Some(&format!("a chunk is read again: {why}")));
         tracing::debug!("backfill {} reads a chunk again: {why}", self.live.id);
     }
 

@@ -91,7 +91,11 @@ impl Walrace {
             sinks.insert(name.clone(), Arc::new(sink));
         }
         let backfills = sources.iter().map(|(name, capturing)| {
-            let backfilling = Backfilling::new(Arc::clone(capturing), catalog.clone());
+            let backfilling = Backfilling::new(
+                Arc::clone(capturing),
+                catalog.clone(),
+                config.data_dir.join("spool"),
+            );
             (name.clone(), Arc::new(backfilling))
         });
         let walrace = Arc::new(Self {

@@ -20,6 +20,7 @@ pub struct Filter {
     schemas: Vec<String>,
     operations: Vec<Op>,
     reads: bool,
+    watermarks: bool,
     filtered: u64,
     last: Option<(Arc<Table>, bool)>,
     /// By address; the table is kept alive, so that its address names it.
@@ -34,6 +35,7 @@ impl Filter {
             schemas: sink.schemas.clone(),
             operations: sink.operations.clone(),
             reads: true,
+            watermarks: false,
             filtered: 0,
             last: None,
             decided: HashMap::new(),
@@ -44,6 +46,13 @@ impl Filter {
     #[must_use]
     pub fn reads(mut self, reads: bool) -> Self {
         self.reads = reads;
+        self
+    }
+
+    /// Lets the watermarks of backfills pass, which no sink gets.
+    #[must_use]
+    pub fn with_watermarks(mut self) -> Self {
+        self.watermarks = true;
         self
     }
 

@@ -116,7 +116,8 @@ impl Client {
     }
 
     /// Runs one statement and hands over its rows as they come, each as the body of a `DataRow`.
-    /// `take` says whether it wants more; what it does not want is received and dropped.
+    /// `take` says whether it wants more; what it does not want is received and dropped. After an
+    /// error of `take` the connection is of no use any more.
     pub(super) fn each_row(
         &mut self,
         sql: &str,
@@ -126,11 +127,11 @@ impl Client {
         let mut out = BytesMut::new();
         frontend::query(sql, &mut out)?;
         self.send(&out)?;
-        let (mut refused, mut wants) = (None, Ok(true));
+        let (mut refused, mut wants) = (None, true);
         loop {
             let (tag, body) = self.receive()?;
             match tag {
-                b'D' if matches!(wants, Ok(true)) => wants = take(&body),
+                b'D' if wants => wants = take(&body)?,
                 b'E' => refused = Some(ServerError::parse(&body)),
                 b'Z' => break,
                 _ => {}
@@ -138,7 +139,7 @@ impl Client {
         }
         match refused {
             Some(error) => Err(Failure::Server(error)),
-            None => Ok(wants.map(drop)?),
+            None => Ok(()),
         }
     }
 

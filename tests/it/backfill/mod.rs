@@ -183,7 +183,8 @@ async fn a_part_of_a_table_is_read_for_one_sink_alone_and_a_dry_run_reads_nothin
     let plan = backfill(&server, &["start", "--dry-run"]);
     assert!(plan.contains("churn.t") && plan.contains("500"), "{plan}");
     assert!(scene::statuses(&server).await.is_empty());
-    let chosen = ["start", "--sink", "lake", "--where", "id % 10 = 3", "--columns", "id,b"];
+    let chosen =
+        ["start", "churn.t", "--sink", "lake", "--where", "id % 10 = 3", "--columns", "id,b"];
     backfill(&server, &[&chosen[..], &["--watch"]].concat());
     let changes = all_changes(&cluster, &server).await;
     let reads: Vec<_> = changes.iter().filter(|change| change["op"] == "r").collect();
@@ -261,4 +262,79 @@ async fn partitions_are_read_under_their_roots_name_and_a_rewritten_table_anew()
     wait_state(&server, 1, "done").await;
     let replayed = Replayed::of(&all_changes(&cluster, &server).await);
     replayed.assert_equals(&cluster, &["churn.p".to_owned()]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_without_a_key_are_read_as_a_whole_and_each_copy_of_a_row_counts() {
+    let cluster = Arc::new(Cluster::start().await);
+    cluster
+        .sql(
+            "create schema churn; create table churn.done (id int primary key);
+             create table churn.t (id int, pad text);
+             alter table churn.t replica identity full;
+             insert into churn.t select n % 200, 'x' from generate_series(1, 4000) n;
+             create table churn.log (id int);
+             insert into churn.log select generate_series(1, 1000)",
+        )
+        .await;
+    let mut server = server(&cluster, ALL, "");
+    server.start_ready().await;
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let (loaded, until) = (Arc::clone(&cluster), Arc::clone(&stop));
+    #[expect(clippy::disallowed_methods, reason = "the test awaits it")]
+    let load = tokio::spawn(async move {
+        let (session, mut round) = (loaded.connect().await, 0);
+        while !until.load(std::sync::atomic::Ordering::Relaxed) {
+            round += 1;
+            let id = round % 200;
+            let one = format!("(select ctid from churn.t where id = {id} limit 1)");
+            let sql = format!(
+                "delete from churn.t where ctid = {one};
+                 update churn.t set pad = 'y' where ctid = (select ctid from churn.t
+                                                                  where id = {} limit 1);
+                 insert into churn.t values ({id}, 'x'); insert into churn.log values ({round})",
+                (id + 7) % 200,
+            );
+            session.batch_execute(&sql).await.unwrap();
+        }
+    });
+    backfill(&server, &["start", "churn.t", "churn.log", "--watch"]);
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    load.await.unwrap();
+    let changes = all_changes(&cluster, &server).await;
+    let (_, marks) =
+        server.get("/sources/app/changes?from=start&operations=message&to=100000").await;
+    for table in ["t", "log"] {
+        // What was read is the table at the mark that opened the fence; what came before belongs
+        // to an older copy of it.
+        let opens = |mark: &&serde_json::Value| {
+            let content = mark["message"]["content"].as_str().unwrap();
+            content.contains(&format!("\"churn.{table}\"")) && content.contains("opens")
+        };
+        let marks = marks.lines().map(|line| serde_json::from_str(line).unwrap());
+        let marks: Vec<serde_json::Value> = marks.collect();
+        let from = marks.iter().find(opens).unwrap()["offset"].as_u64();
+        let mut rows = std::collections::BTreeMap::<String, i64>::new();
+        let of_table = |change: &&serde_json::Value| {
+            change["source_table"] == table && change["offset"].as_u64() > from
+        };
+        for change in changes.iter().filter(of_table) {
+            if change["before"].is_object() {
+                *rows.entry(change["before"].to_string()).or_default() -= 1;
+            }
+            if change["after"].is_object() {
+                *rows.entry(change["after"].to_string()).or_default() += 1;
+            }
+            // What goes away was there before: a reader of the changes knew it, or never heard.
+            if change["before"].is_object() && rows[&change["before"].to_string()] < 0 {
+                *rows.get_mut(&change["before"].to_string()).unwrap() = 0;
+            }
+        }
+        rows.retain(|_, count| *count != 0);
+        let mut real = std::collections::BTreeMap::<String, i64>::new();
+        for row in cluster.rows(&format!("select * from churn.{table}")).await {
+            *real.entry(row.to_string()).or_default() += 1;
+        }
+        assert_eq!(rows, real, "{table}");
+    }
 }

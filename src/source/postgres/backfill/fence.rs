@@ -23,7 +23,11 @@ use std::{
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use super::{mark::Mark, snapshot::Snapshot};
+use super::{
+    mark::Mark,
+    snapshot::Snapshot,
+    spool::{Spool, Spooled, whole_row},
+};
 use crate::{
     change::{Backfill, Batch, Before, Change, Key, Lsn, Op, Position, Row, Transaction},
     error::{Error, Result},
@@ -31,6 +35,8 @@ use crate::{
     source::Source,
 };
 
+/// Rows that are on disk are passed on in batches of this size.
+const SPOOLED_BYTES: usize = 4 << 20;
 /// Keys that change inside one fence: beyond this the chunk is read again, later.
 const KEYS_MAX: usize = 500_000;
 /// Transactions whose commit was seen and which a snapshot may lack: beyond this their memory
@@ -38,7 +44,7 @@ const KEYS_MAX: usize = 500_000;
 const COMMITTED_MAX: usize = 1_000_000;
 
 /// Rows of one chunk.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Chunk {
     /// The table as it was when they were read.
     pub table: Arc<Table>,
@@ -47,14 +53,23 @@ pub struct Chunk {
     /// What they show.
     pub snapshot: Snapshot,
     /// The rows.
-    pub rows: Vec<Row>,
+    pub rows: Rows,
+}
+
+/// Where the rows of a chunk are.
+#[derive(Debug)]
+pub enum Rows {
+    /// In memory.
+    Here(Vec<Row>),
+    /// On disk: all rows of a table that has no key.
+    Spooled(Spool),
 }
 
 /// What became of a chunk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is in the journal, durably, with so many rows.
-    Appended(u64),
+    /// It is in the journal, durably.
+    Appended,
     /// It has to be read again, and why.
     Again(String),
     /// Capture ended, or began anew, before it was there: read it again.
@@ -77,7 +92,7 @@ struct State {
     next: u64,
     fences: HashMap<u64, Fence>,
     /// Chunks whose rows were passed on and are not durable yet, by the LSN of their mark.
-    passed: Vec<(Lsn, u64, u64)>,
+    passed: Vec<(Lsn, u64)>,
     /// Commits since the memory began, where it is kept.
     committed: Option<HashMap<u32, Lsn>>,
     /// Counts the memories.
@@ -95,6 +110,11 @@ struct Fence {
     memory: u64,
     opened: Option<Lsn>,
     keys: HashSet<Key>,
+    /// Where the table has no key: whole rows that are in the journal, or gone, before its own.
+    gone: HashMap<Key, u32>,
+    /// Changes that came before it was known which transactions its rows show.
+    early: Vec<(u32, Option<Key>, Option<Key>)>,
+    seen: Option<Snapshot>,
     /// Tables as changes inside it have them.
     tables: Vec<Arc<Table>>,
     /// Something concerned the table as a whole, or too many of its rows.
@@ -123,7 +143,7 @@ impl Fences {
         state.capturing = true;
         drop(state);
         self.changed.notify_all();
-        Box::new(Fenced { source, fences: Arc::clone(self) })
+        Box::new(Fenced { source, fences: Arc::clone(self), draining: None })
     }
 
     /// Remembers commits from now on; the number of that memory. A reader that meets a new number
@@ -159,6 +179,9 @@ impl Fences {
             memory: state.memory,
             opened: None,
             keys: HashSet::new(),
+            gone: HashMap::new(),
+            early: Vec::new(),
+            seen: None,
             tables: Vec::new(),
             whole: None,
             chunk: None,
@@ -166,6 +189,16 @@ impl Fences {
         };
         state.fences.insert(number, fence);
         Some(number)
+    }
+
+    /// Tells which transactions the rows of a fence show, long before they are all here.
+    pub fn show(&self, fence: u64, snapshot: &Snapshot) {
+        if let Some(fence) = self.lock().fences.get_mut(&fence) {
+            fence.seen = Some(snapshot.clone());
+            for (xid, old, new) in std::mem::take(&mut fence.early) {
+                fence.count(xid, old, new);
+            }
+        }
     }
 
     /// Brings the rows of a fence; before its closing mark is committed.
@@ -194,7 +227,7 @@ impl Fences {
     /// Has a chunk that was not passed on yet read again, whatever becomes of its marks.
     pub fn give_up(&self, fence: u64) {
         let mut state = self.lock();
-        let passed = state.passed.iter().any(|(_, passed, _)| *passed == fence);
+        let passed = state.passed.iter().any(|(_, passed)| *passed == fence);
         if let Some(fence) = state.fences.get_mut(&fence).filter(|f| f.verdict.is_none() && !passed)
         {
             fence.verdict = Some(Verdict::Lost);
@@ -212,14 +245,17 @@ impl Fences {
         waited.unwrap_or_else(PoisonError::into_inner).0.capturing
     }
 
-    fn pass(&self, batch: Batch) -> Batch {
+    /// Adds the rows of each chunk that a mark closes. Where these are on disk, the batch ends
+    /// there, and what is left of it comes back for later.
+    fn pass(&self, batch: Batch) -> Result<(Batch, Option<Draining>)> {
         let mut state = self.lock();
         if state.committed.is_none() && !batch.changes.iter().any(Change::is_watermark) {
-            return batch;
+            return Ok((batch, None));
         }
         let mut passed = Vec::with_capacity(batch.changes.len());
-        let mut judged = false;
-        for change in batch.changes {
+        let (mut judged, mut spooled) = (false, None);
+        let mut changes = batch.changes.into_iter();
+        for change in changes.by_ref() {
             if change.closes_transaction {
                 state.remember(change.transaction);
             }
@@ -228,14 +264,27 @@ impl Fences {
                     state.note(&change);
                     passed.push(change);
                 }
-                Some(mark) => judged |= state.mark(mark, change, &mut passed),
+                Some(mark) => {
+                    judged |= mark.closes.is_some();
+                    spooled = state.mark(mark, change, &mut passed)?;
+                }
+            }
+            if spooled.is_some() {
+                break;
             }
         }
         drop(state);
         if judged {
             self.changed.notify_all();
         }
-        Batch { changes: passed, position: batch.position }
+        let rest = Batch { changes: changes.collect(), position: batch.position };
+        Ok(match spooled {
+            Some((rows, next)) => {
+                let draining = Draining { rows, next, rest };
+                (Batch { changes: passed, position: None }, Some(draining))
+            }
+            None => (Batch { changes: passed, position: rest.position }, None),
+        })
     }
 
     /// All below `position` is durable.
@@ -245,10 +294,10 @@ impl Fences {
             return;
         }
         let State { passed, fences, .. } = &mut *state;
-        passed.retain(|(mark, fence, rows)| {
+        passed.retain(|(mark, fence)| {
             let durable = *mark < position.lsn;
             if let Some(fence) = fences.get_mut(fence).filter(|_| durable) {
-                fence.verdict = Some(Verdict::Appended(*rows));
+                fence.verdict = Some(Verdict::Appended);
             }
             !durable
         });
@@ -297,11 +346,13 @@ impl State {
                 continue;
             }
             let keys = keys.get_or_insert_with(|| change.row_keys());
-            if keys.is_whole() {
-                fence.whole = Some("a change of its table concerned every row");
+            if change.op == Op::Truncate {
+                fence.whole = Some("its table was truncated");
+            } else if keys.is_whole() {
+                fence.note_rows(change);
             }
             fence.keys.extend(&keys.rows);
-            if fence.keys.len() > KEYS_MAX {
+            if fence.keys.len() + fence.gone.len() + fence.early.len() > KEYS_MAX {
                 fence.whole = Some("too many rows of its table changed meanwhile");
             }
             if !fence.tables.iter().any(|known| Arc::ptr_eq(known, table)) {
@@ -310,32 +361,41 @@ impl State {
         }
     }
 
-    /// Passes a mark on, with the rows of the chunk that it closes; whether one was judged. A mark
-    /// that closes a chunk in the journal means that the chunk is there.
-    fn mark(&mut self, mut mark: Mark, mut change: Change, passed: &mut Vec<Change>) -> bool {
+    /// Passes a mark on, with the rows of the chunk that it closes, or gives those that are on
+    /// disk. A mark that closes a chunk in the journal means that the chunk is there.
+    fn mark(
+        &mut self,
+        mut mark: Mark,
+        mut change: Change,
+        passed: &mut Vec<Change>,
+    ) -> Result<Option<(Spooled, Change)>> {
         let closes = mark.closes.as_ref().map(|closes| closes.fence);
-        let outcome = closes.map(|fence| self.close(fence, change.transaction));
+        let accepted = closes.and_then(|fence| self.close(fence, change.transaction));
         if let Some(fence) = mark.opens.and_then(|fence| self.fences.get_mut(&fence)) {
             fence.opened = Some(change.transaction.commit_lsn);
         }
-        let accepted = matches!(outcome, Some(Some(_)));
-        if closes.is_some() && !accepted {
+        if closes.is_some() && accepted.is_none() {
             mark.closes = None;
             change.message = change.message.map(|message| {
                 let content = serde_json::to_vec(&mark).unwrap_or_default().into();
                 Arc::new(crate::change::Message { content, ..(*message).clone() })
             });
         }
-        let (transaction, index) = (change.transaction, change.index);
+        let (transaction, index) = (change.transaction, change.index + 1);
         passed.push(change);
-        if let Some(Some(chunk)) = outcome {
-            passed.extend(reads(chunk, transaction, index));
+        let Some((chunk, keys, gone)) = accepted else { return Ok(None) };
+        let like = Change { index, ..read(&chunk, transaction) };
+        match chunk.rows {
+            Rows::Here(rows) => {
+                passed.extend(reads(&like, without_changed(rows, &like, &keys)));
+                Ok(None)
+            }
+            Rows::Spooled(spool) => Ok(Some((spool.read(gone)?, like))),
         }
-        closes.is_some()
     }
 
     /// Judges the chunk of a fence; what is to be passed on, if it may be.
-    fn close(&mut self, number: u64, transaction: Transaction) -> Option<Chunk> {
+    fn close(&mut self, number: u64, transaction: Transaction) -> Option<Accepted> {
         let before = self.fences.get(&number)?.after;
         let follows = before.is_none_or(|before| self.is_accepted(before));
         let fence = self.fences.get_mut(&number)?;
@@ -357,18 +417,17 @@ impl State {
             fence.verdict = Some(Verdict::Again(why));
             return None;
         }
-        let mut chunk = chunk?;
-        let keys = std::mem::take(&mut fence.keys);
+        let chunk = chunk?;
+        let (keys, gone) = (std::mem::take(&mut fence.keys), std::mem::take(&mut fence.gone));
         self.prune(&chunk.snapshot);
-        drop_changed(&mut chunk, &keys);
-        self.passed.push((transaction.commit_lsn, number, chunk.rows.len() as u64));
-        Some(chunk)
+        self.passed.push((transaction.commit_lsn, number));
+        Some((chunk, keys, gone))
     }
 
     fn is_accepted(&self, fence: u64) -> bool {
-        let passed = self.passed.iter().any(|(_, passed, _)| *passed == fence);
+        let passed = self.passed.iter().any(|(_, passed)| *passed == fence);
         let fence = self.fences.get(&fence);
-        passed || fence.is_some_and(|f| matches!(f.verdict, Some(Verdict::Appended(_))))
+        passed || fence.is_some_and(|fence| fence.verdict == Some(Verdict::Appended))
     }
 
     /// Forgets commits that every snapshot to come shows: those in one that was taken before any
@@ -386,12 +445,38 @@ impl State {
     }
 }
 
+/// A chunk whose rows may be passed on, the keys that changed inside its fence, and whole rows that
+/// are to be left out.
+type Accepted = (Chunk, HashSet<Key>, HashMap<Key, u32>);
+
 impl Fence {
+    /// Notes the rows of a change of a table without a key.
+    fn note_rows(&mut self, change: &Change) {
+        let old = match &change.before {
+            Before::Full(row) => Some(whole_row(row)),
+            Before::Key(_) | Before::Nothing => None,
+        };
+        let new = change.after.as_ref().map(whole_row);
+        match &self.seen {
+            None => self.early.push((change.transaction.xid, old, new)),
+            Some(_) => self.count(change.transaction.xid, old, new),
+        }
+    }
+
+    /// What the rows show of a transaction is in the journal before them, and not to be there
+    /// twice; what they do not show has taken its old rows away before they come.
+    fn count(&mut self, xid: u32, old: Option<Key>, new: Option<Key>) {
+        let sees = self.seen.as_ref().is_some_and(|seen| seen.sees(xid));
+        if let Some(row) = if sees { new } else { old } {
+            *self.gone.entry(row).or_default() += 1;
+        }
+    }
+
     /// Whether changes inside the fence had another key than the chunk's table.
     fn other_key(&self, table: &Table) -> Option<String> {
         let key = names(table);
         let other = self.tables.iter().any(|seen| names(seen) != key);
-        (key.is_empty() || other).then(|| "the key of its table changed meanwhile".to_owned())
+        other.then(|| "the key of its table changed meanwhile".to_owned())
     }
 }
 
@@ -411,16 +496,16 @@ fn unseen(
     Some(format!("transaction {} is committed and not visible yet", late.0))
 }
 
-/// Takes the rows away whose keys changed inside the fence: their changes are newer.
-fn drop_changed(chunk: &mut Chunk, keys: &HashSet<Key>) {
-    if keys.is_empty() {
-        return;
+/// The rows but for those whose keys changed inside the fence: their changes are newer.
+fn without_changed(mut rows: Vec<Row>, like: &Change, keys: &HashSet<Key>) -> Vec<Row> {
+    if !keys.is_empty() {
+        let mut probe = like.clone();
+        rows.retain(|row| {
+            probe.after = Some(row.clone());
+            !probe.row_keys().rows.iter().any(|key| keys.contains(key))
+        });
     }
-    let mut probe = read(chunk, Transaction::default());
-    chunk.rows.retain(|row| {
-        probe.after = Some(row.clone());
-        !probe.row_keys().rows.iter().any(|key| keys.contains(key))
-    });
+    rows
 }
 
 fn read(chunk: &Chunk, transaction: Transaction) -> Change {
@@ -441,28 +526,46 @@ fn read(chunk: &Chunk, transaction: Transaction) -> Change {
 
 /// The rows as changes of the mark's transaction, behind it. Each ends it: who leaves out the rows
 /// of a backfill must not wait for an end among them.
-fn reads(mut chunk: Chunk, transaction: Transaction, index: u32) -> impl Iterator<Item = Change> {
-    let rows = std::mem::take(&mut chunk.rows);
-    let like = read(&chunk, transaction);
-    let numbers = index + 1..;
-    rows.into_iter().zip(numbers).map(move |(row, index)| Change {
+fn reads(like: &Change, rows: Vec<Row>) -> impl Iterator<Item = Change> {
+    rows.into_iter().zip(like.index..).map(|(row, index)| Change {
         index,
         after: Some(row),
         ..like.clone()
     })
 }
 
+/// Rows on disk that are passed on, and what comes behind them.
+struct Draining {
+    rows: Spooled,
+    next: Change,
+    rest: Batch,
+}
+
 /// A source whose batches pass the fences.
 struct Fenced {
     source: Box<dyn Source>,
     fences: Arc<Fences>,
+    draining: Option<Draining>,
 }
 
 #[async_trait]
 impl Source for Fenced {
     async fn next(&mut self) -> Result<Batch> {
-        let batch = self.source.next().await?;
-        Ok(self.fences.pass(batch))
+        let batch = match self.draining.take() {
+            None => self.source.next().await?,
+            Some(mut draining) => match draining.rows.next(SPOOLED_BYTES)? {
+                None => draining.rest,
+                Some(rows) => {
+                    let changes: Vec<_> = reads(&draining.next, rows).collect();
+                    draining.next.index += u32::try_from(changes.len()).unwrap_or(u32::MAX);
+                    self.draining = Some(draining);
+                    return Ok(Batch { changes, position: None });
+                }
+            },
+        };
+        let (batch, draining) = self.fences.pass(batch)?;
+        self.draining = draining;
+        Ok(batch)
     }
 
     async fn confirm(&mut self, position: Position) -> Result<()> {

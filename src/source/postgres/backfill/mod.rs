@@ -16,10 +16,11 @@ mod mark;
 mod place;
 mod plan;
 mod snapshot;
+mod spool;
 mod table;
 mod worker;
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
@@ -61,6 +62,9 @@ pub struct Part {
     pub bytes: u64,
     /// Nothing of it is left.
     pub done: bool,
+    /// It is read in one transaction: the table has no key, or lacks part of its changes.
+    #[serde(default)]
+    pub whole: bool,
     /// No mark of its later chunks lies below this offset of the journal.
     pub offset: u64,
 }
@@ -99,6 +103,8 @@ pub struct Reading {
     pub filter: Option<String>,
     /// The columns that are read; the others are null. `None`: all.
     pub columns: Option<Vec<String>>,
+    /// Where the rows wait of a table that can only be read as a whole.
+    pub spool: PathBuf,
 }
 
 /// Connects a reader of backfills of the source `name`. Blocks.

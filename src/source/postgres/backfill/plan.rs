@@ -44,6 +44,9 @@ pub struct PlannedTable {
     pub toast_bytes: u64,
     /// Parts that can be read side by side.
     pub parts: usize,
+    /// Why it is read in one long transaction instead of many short ones, where it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub whole_because: Option<String>,
 }
 
 /// A table, or a partition of one, that holds rows.
@@ -57,7 +60,7 @@ struct Leaf {
     toast_bytes: u64,
     block_bytes: u64,
     /// Why its rows cannot be read in parts.
-    obstacle: Option<String>,
+    obstacle: Option<&'static str>,
 }
 
 /// Plans a backfill of the tables of source `name` that `globs` choose: those that it captures.
@@ -81,7 +84,7 @@ pub async fn plan(
                 ),
             ));
         }
-        divide(&leaves, workers)
+        Ok(divide(&leaves, workers))
     })
     .await
 }
@@ -132,7 +135,6 @@ fn leaves(client: &mut Client, settings: &Settings, globs: &[String]) -> Result<
             (_, false, _) => Some("its rows are not stored in a heap"),
             (.., false) => Some("it has no key"),
         };
-        let obstacle = obstacle.map(str::to_owned);
         #[rustfmt::skip]
         leaves.push(Leaf { name, published, oid, filenode, rows, bytes, toast_bytes, block_bytes,
             obstacle });
@@ -140,18 +142,14 @@ fn leaves(client: &mut Client, settings: &Settings, globs: &[String]) -> Result<
     Ok(leaves)
 }
 
-fn divide(leaves: &[Leaf], workers: u32) -> Result<Plan> {
+fn divide(leaves: &[Leaf], workers: u32) -> Plan {
     let mut plan = Plan::default();
     for leaf in leaves {
-        if let Some(obstacle) = &leaf.obstacle {
-            return Err(Error::config(format!(
-                "{} cannot be read in parts: {obstacle}",
-                leaf.name
-            ))
-            .remedy(format!("give it a primary key, or leave it out with `!{}`", leaf.name)));
-        }
         let blocks = u32::try_from(leaf.bytes / leaf.block_bytes.max(1)).unwrap_or(u32::MAX);
-        let length = blocks.div_ceil(workers.max(1) * 4).clamp(PART_BLOCKS_MIN, PART_BLOCKS_MAX);
+        let length = match leaf.obstacle {
+            None => blocks.div_ceil(workers.max(1) * 4).clamp(PART_BLOCKS_MIN, PART_BLOCKS_MAX),
+            Some(_) => blocks.max(1),
+        };
         let mut from = 0;
         let before = plan.parts.len();
         while from < blocks || from == 0 {
@@ -173,10 +171,11 @@ fn divide(leaves: &[Leaf], workers: u32) -> Result<Plan> {
                 bytes: leaf.bytes,
                 toast_bytes: leaf.toast_bytes,
                 parts,
+                whole_because: leaf.obstacle.map(str::to_owned),
             }),
         }
     }
-    Ok(plan)
+    plan
 }
 
 fn part(leaf: &Leaf, before: usize, (from, until): (u32, u32)) -> Part {
@@ -193,6 +192,7 @@ fn part(leaf: &Leaf, before: usize, (from, until): (u32, u32)) -> Part {
         rows: 0,
         bytes: 0,
         done: false,
+        whole: leaf.obstacle.is_some(),
         offset: 0,
     }
 }

@@ -18,9 +18,11 @@ use super::{
     },
     Part, Reading,
     chunk::{Pace, Rows},
-    fence::{Chunk, Fences, Verdict, not_capturing},
+    fence::{self, Chunk, Fences, Verdict, not_capturing},
     mark::{Closes, Mark},
     place::Place,
+    snapshot::Snapshot,
+    spool::Spool,
     table::{self, Seen},
 };
 use crate::{
@@ -126,7 +128,10 @@ impl Worker {
             ));
         }
         let mut sent = VecDeque::new();
-        let outcome = self.read_chunks(part, &mut sent, progress);
+        let outcome = match part.whole {
+            false => self.read_chunks(part, &mut sent, progress),
+            true => self.read_whole(part, &mut sent, progress),
+        };
         // What is passed on already comes into the journal: it must not be read again.
         while !sent.is_empty() {
             self.settle(part, &mut sent, progress, true)?;
@@ -188,6 +193,75 @@ impl Worker {
         }
         self.withdraw(fence);
         Ok(if part.done { Ended::Done } else { Ended::Stopped })
+    }
+
+    /// Reads a table in one transaction, and again as a whole where that does not do.
+    fn read_whole(
+        &mut self,
+        part: &mut Part,
+        sent: &mut VecDeque<Sent>,
+        progress: &mut dyn Progress,
+    ) -> Result<Ended> {
+        while !self.stop.is_cancelled() {
+            if self.hold(progress) {
+                continue;
+            }
+            let Some(fence) = self.open(part, sent, progress)? else { continue };
+            let read = self.scan(part, fence);
+            if !matches!(read, Ok(Some(_))) {
+                self.withdraw(Some(fence));
+            }
+            match read {
+                Ok(Some(chunk)) => sent.push_back(chunk),
+                Ok(None) => return Ok(Ended::Rewritten),
+                Err(_) if self.stop.is_cancelled() => break,
+                Err(error) => return Err(error),
+            }
+            while !sent.is_empty() {
+                self.settle(part, sent, progress, false)?;
+            }
+            if part.done {
+                return Ok(Ended::Done);
+            }
+        }
+        Ok(Ended::Stopped)
+    }
+
+    /// Reads all rows onto the disk; `None` where the table was rewritten.
+    fn scan(&mut self, part: &Part, fence: u64) -> Result<Option<Sent>> {
+        self.client.query("begin isolation level repeatable read")?;
+        let Some((seen, name)) = self.look(part)? else {
+            self.client.query("rollback")?;
+            return Ok(None);
+        };
+        let snapshot: Snapshot = seen.snapshot.parse()?;
+        self.fences.show(fence, &snapshot);
+        let filter = seen.filter.clone();
+        let table = self.describe(seen)?;
+        let sql = self.select(filter.as_ref(), &table, ["'(0,1)'", &name, "true"])?;
+        let mut spool = Spool::create(&self.reading.spool)?;
+        let (mut one, stop) = (Rows::default(), self.stop.clone());
+        self.client.each_row(&sql, &mut |body| {
+            one.push(body)?;
+            one.rows.drain(..).try_for_each(|row| spool.push(&row))?;
+            match stop.is_cancelled() {
+                true => Err(Error::retry("the backfill was told to stop")),
+                false => Ok(true),
+            }
+        })?;
+        let (rows, bytes) = spool.size();
+        if u32::try_from(rows).is_err() {
+            return Err(Error::config(format!("{} has {rows} rows and no key", part.table))
+                .remedy("give it a primary key: more than 4 billion rows are read in parts only"));
+        }
+        let end = Place::before(part.until);
+        let closes = Closes { fence, to: end, rows, bytes, done: true };
+        let mark = self.mark(part, Some(closes), None);
+        let backfill = Backfill { id: part.backfill, audience: self.reading.audience };
+        let rows_of = fence::Rows::Spooled(spool);
+        self.fences.offer(fence, Chunk { table, backfill, snapshot, rows: rows_of });
+        self.client.query(&format!("{}; commit", emit(&mark)?))?;
+        Ok(Some(Sent { fence, before: part.next, after: end, rows, bytes, done: true }))
     }
 
     fn withdraw(&self, fence: Option<u64>) -> Option<u64> {
@@ -304,7 +378,12 @@ impl Worker {
         let closes = Closes { fence, to: end, rows: count, bytes, done };
         let mark = self.mark(part, Some(closes), Some(next).filter(|_| !done));
         let backfill = Backfill { id: part.backfill, audience: self.reading.audience };
-        let chunk = Chunk { table, backfill, snapshot: snapshot.parse()?, rows: rows.rows };
+        let chunk = Chunk {
+            table,
+            backfill,
+            snapshot: snapshot.parse()?,
+            rows: fence::Rows::Here(rows.rows),
+        };
         // The rows before the mark: it may be in the stream as soon as it is committed.
         self.fences.offer(fence, chunk);
         self.client.query(&format!("{}; commit", emit(&mark)?))?;
@@ -320,20 +399,12 @@ impl Worker {
         at: Place,
         pace: &Pace,
     ) -> Result<Option<(Rows, Arc<Table>, String, Place)>> {
-        let Some(name) = table::name_of(&mut self.client, part.leaf)? else { return Ok(None) };
-        let seen = table::look(
-            &mut self.client,
-            (part.leaf, &name),
-            part.published,
-            (&self.publications, self.version),
-        )?;
-        let Some(seen) = seen.filter(|seen| seen.filenode == part.filenode) else {
-            return Ok(None);
-        };
-        let snapshot = seen.snapshot.clone();
-        let sql = self.select(&seen, &name, part, (at, pace.blocks()));
-        let table = self.describe(seen)?;
+        let Some((seen, name)) = self.look(part)? else { return Ok(None) };
+        let (snapshot, filter) = (seen.snapshot.clone(), seen.filter.clone());
         let until = Place::before(at.block.saturating_add(pace.blocks()).min(part.until));
+        let range = format!("ctid > '{at}' and ctid < '{until}'");
+        let table = self.describe(seen)?;
+        let sql = self.select(filter.as_ref(), &table, ["ctid", &name, &range])?;
         let (mut rows, mut cut) = (Rows::default(), false);
         let bytes_max = pace.bytes.saturating_mul(2);
         self.client.each_row(&sql, &mut |body| {
@@ -345,24 +416,49 @@ impl Worker {
         Ok(Some((rows, table, snapshot, end)))
     }
 
-    fn select(&self, seen: &Seen, name: &str, part: &Part, (at, blocks): (Place, u32)) -> String {
-        let wanted = |column: &&str| {
-            let chosen = self.reading.columns.as_ref();
-            chosen.is_none_or(|chosen| chosen.iter().any(|name| name == column))
+    /// The table under a lock, and its name; `None` where it was rewritten or is gone.
+    fn look(&mut self, part: &Part) -> Result<Option<(Seen, String)>> {
+        let Some(name) = table::name_of(&mut self.client, part.leaf)? else { return Ok(None) };
+        let seen = table::look(
+            &mut self.client,
+            (part.leaf, &name),
+            part.published,
+            (&self.publications, self.version),
+        )?;
+        let seen = seen.filter(|seen| seen.filenode == part.filenode);
+        Ok(seen.map(|seen| (seen, name)))
+    }
+
+    /// The columns as `, a, b, null`: one that was not asked for is null, so that rows keep the
+    /// table's form.
+    fn columns(&self, table: &Table) -> Result<String> {
+        let names = || table.columns.iter().map(|column| column.name.as_str());
+        let Some(chosen) = &self.reading.columns else {
+            return Ok(names().map(|name| format!(", {}", quote_name(name))).collect());
         };
-        let columns = seen.relation.columns.iter().map(|column| column.name.as_str());
-        // A column that was not asked for is null, so that rows keep the table's form.
-        let columns = columns.map(|name| match wanted(&name) {
+        let key = table.key_columns();
+        if key.is_empty() {
+            return Err(Error::config(format!("{table} has no key: all of its columns are read"))
+                .remedy("leave `columns` out for it, or give it a primary key"));
+        }
+        if let Some(unknown) = chosen.iter().find(|chosen| !names().any(|name| name == *chosen)) {
+            return Err(Error::config(format!("{table} has no column `{unknown}`")));
+        }
+        let select = |(index, name): (usize, &str)| match chosen.iter().any(|chosen| chosen == name)
+            || key.contains(&index)
+        {
             true => format!(", {}", quote_name(name)),
             false => ", null".to_owned(),
-        });
-        let until = Place::before(at.block.saturating_add(blocks).min(part.until));
-        let filters = [&seen.filter, &self.reading.filter].into_iter().flatten();
+        };
+        Ok(names().enumerate().map(select).collect())
+    }
+
+    fn select(&self, filter: Option<&String>, table: &Table, what: [&str; 3]) -> Result<String> {
+        let [place, name, range] = what;
+        let filters = [filter, self.reading.filter.as_ref()].into_iter().flatten();
         let filters: String = filters.map(|filter| format!(" and ({filter})")).collect();
-        format!(
-            "select ctid{} from only {name} where ctid > '{at}' and ctid < '{until}'{filters}",
-            columns.collect::<String>()
-        )
+        let columns = self.columns(table)?;
+        Ok(format!("select {place}{columns} from only {name} where {range}{filters}"))
     }
 
     /// The table as changes carry it; asked for again only when something about it is new.
@@ -406,7 +502,7 @@ impl Worker {
             }
         };
         match verdict {
-            Verdict::Appended(_) => {
+            Verdict::Appended => {
                 (part.next, part.done) = (chunk.after, chunk.done);
                 part.rows += chunk.rows;
                 part.bytes += chunk.bytes;
