@@ -28,7 +28,7 @@ fn documented(table: &str) -> Vec<Vec<String>> {
 }
 
 /// The new row of the one change in a sink's file, column by column, as it is written.
-async fn delivered(server: &Server, file: &str) -> BTreeMap<String, Box<RawValue>> {
+async fn row_in(server: &Server, file: &str) -> BTreeMap<String, Box<RawValue>> {
     let path = server.path(file);
     let whole = async || fs::read_to_string(&path).ok().filter(|text| text.ends_with('\n'));
     let text = wait_for(Duration::from_secs(60), whole, || server.log_tail()).await;
@@ -58,7 +58,7 @@ async fn each_documented_difference_from_to_jsonb_is_what_happens() {
     let values: Vec<_> = lines.iter().map(|line| &line[0]).collect();
     let sink = "[sink.out]\nkind = \"file\"\npath = \"out.jsonl\"\n".to_owned();
     let mut server = run(&cluster, &values, &[sink]).await;
-    let row = delivered(&server, "out.jsonl").await;
+    let row = row_in(&server, "out.jsonl").await;
     let session = cluster.connect().await;
     for (n, line) in lines.iter().enumerate() {
         assert_eq!(row[&format!("c{n}")].get(), line[2], "{}", line[0]);
@@ -83,8 +83,36 @@ async fn each_documented_choice_of_types_is_what_a_sink_writes() {
     });
     let mut server = run(&cluster, &values, &sinks.collect::<Vec<_>>()).await;
     for (n, line) in lines.iter().enumerate() {
-        let row = delivered(&server, &format!("{n}.jsonl")).await;
+        let row = row_in(&server, &format!("{n}.jsonl")).await;
         assert_eq!(row[&format!("c{n}")].get(), line[2], "{} of {}", line[0], line[1]);
     }
+    assert!(server.stop().await.success());
+}
+
+/// PostgreSQL announces no `ALTER TYPE` of a row type to those who read its changes.
+#[tokio::test]
+async fn a_row_type_that_grew_is_left_as_text_until_its_table_is_described_anew() {
+    let cluster = Cluster::start().await;
+    cluster.sql("create type pair as (a int, b text); create table pairs (p pair)").await;
+    let mut server = super::deliver(&cluster, "").await;
+    for (count, statements) in [
+        "insert into pairs values (row(1, 'x'))",
+        "alter type pair add attribute c int; insert into pairs values (row(1, 'x', 3))",
+        "alter table pairs add n int; insert into pairs values (row(1, 'x', 3))",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        cluster.sql(statements).await;
+        super::delivered(&server, count + 1).await;
+    }
+    let text = super::delivered(&server, 3).await;
+    let values = text.lines().map(|line| {
+        let line: Line = serde_json::from_str(line).unwrap();
+        let row: serde_json::Value = serde_json::from_str(line.after.unwrap().get()).unwrap();
+        row["p"].to_string()
+    });
+    let expected = ["{\"a\":1,\"b\":\"x\"}", "\"(1,x,3)\"", "{\"a\":1,\"b\":\"x\",\"c\":3}"];
+    assert_eq!(values.collect::<Vec<_>>(), expected);
     assert!(server.stop().await.success());
 }

@@ -112,7 +112,7 @@ const EXTENDED: &[Column] = &[
     column("cube", &["'(0)'", "'(1,2,3),(4,5,6)'"], "cube(array[random(), i], array[i, random()])")
         .of("cube"),
     column("seg", &["'1'", "'<1.50 .. ~2.000'", "'3 .. '"], "(i || ' .. ' || i + 1)").of("seg"),
-    column("isbn", &["'0-393-04002-X'"], "'0-14-044793-9'").of("isn"),
+    column("isbn", &["'0-393-04002-X'"], "'0-14-044793-8'").of("isn"),
     column("ean13", &["'9780393040029'"], "'9780140447934'").of("isn"),
     column("query_int", &["'1&(2|!3)'"], "(i || '|5')").of("intarray"),
     column("lo", &["0"], "i::oid").of("lo"),

@@ -208,9 +208,11 @@ impl Table {
 fn arrays(column: &Column, server: &Facts) -> (String, Vec<String>, String) {
     let (ty, any) = (column.ty, column.any(server));
     let mut edges = vec![format!("'{{}}'::{ty}[]"), format!("array[null::{ty}]")];
-    edges.extend(column.edges(server).iter().map(|edge| format!("array[{edge}, null, {edge}]")));
+    edges.extend(
+        column.edges(server).iter().map(|edge| format!("array[{edge}, null::{ty}, {edge}]")),
+    );
     let random = format!(
-        "case i % 4 when 0 then array[[{any}, null], [{any}, {any}]] \
+        "case i % 4 when 0 then array[[{any}, null::{ty}], [{any}, {any}]] \
          when 1 then array_fill({any}, array[1, 2, 1], array[i % 7 - 3, 0, i]) \
          else array[{any}, {any}, {any}] end"
     );
