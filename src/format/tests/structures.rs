@@ -102,7 +102,8 @@ fn value() -> impl Strategy<Value = (Type, Json)> {
     let maybe = |array| prop_oneof![Just(Json::Null), array];
     let row = (item(), maybe(array().boxed())).prop_map(|(a, b)| json!({"a": a, "b": b})).boxed();
     let nested_row = (item(), maybe(array().boxed()), maybe(row))
-        .prop_map(|(a, b, c)| json!({"a": a, "b": b, "c": c}));
+        .prop_map(|(a, b, c)| json!({"a": a, "b": b, "c": c}))
+        .boxed();
     prop_oneof![
         array().prop_map(|json| (array_of(text_type()), json)),
         nested_row.clone().prop_map(|json| (nested(), json)),
