@@ -85,7 +85,7 @@ const NUMBERS: &[Column] = &[
             "'3.4028235e38'",
             "'16777217'",
         ],
-        "(random() - 0.5) * 10 ^ (random() * 82 - 44)",
+        "(array[-0.1, 0.1])[1 + i % 2] * (1 + random()) * 10 ^ (random() * 80 - 42)",
     ),
     column(
         "float8",
@@ -102,7 +102,7 @@ const NUMBERS: &[Column] = &[
             "'1e15'",
             "'1e16'",
         ],
-        "(random() - 0.5) * 10 ^ (random() * 630 - 322)",
+        "(array[-0.1, 0.1])[1 + i % 2] * (1 + random()) * 10 ^ (random() * 625 - 317)",
     ),
     column(
         "money",
