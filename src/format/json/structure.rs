@@ -1,7 +1,7 @@
 //! The text of arrays, rows and `hstore`.
 //!
-//! Only what PostgreSQL's own printers write is read. Of anything else nothing is taken, so that its
-//! text stays what it is: half an array would be a wrong value.
+//! Only what PostgreSQL's own printers write is read. Of anything else nothing is taken, so that
+//! its text stays what it is: half an array would be a wrong value.
 
 use super::{Shape, write_str, write_value};
 use crate::format::table::close_object;
