@@ -122,7 +122,7 @@ impl Trial {
         Ok(Self {
             filter: Filter::new(&sink).reads(sink.reads),
             transform: Transform::new(&args.sink, &sink)?,
-            encoder: Encoder::new(sink.format, &names),
+            encoder: Encoder::with_types(sink.format, &names, sink.types),
             tally: Tally::default(),
             sink,
         })

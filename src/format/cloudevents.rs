@@ -5,6 +5,7 @@
 use super::{Names, json, native::Native};
 use crate::{
     change::{Change, Op},
+    config::Types,
     error::Result,
 };
 
@@ -22,9 +23,9 @@ pub(super) struct CloudEvents {
 }
 
 impl CloudEvents {
-    pub(super) fn new(names: &Names, structured: bool) -> Self {
+    pub(super) fn new(names: &Names, structured: bool, types: Types) -> Self {
         let source = format!("/walrace/{}", percent(&names.source));
-        Self { native: Native::new(), structured, source }
+        Self { native: Native::new(types), structured, source }
     }
 
     /// Appends one event, without a line end; in binary mode its data alone.

@@ -2,7 +2,7 @@
 
 use crate::{
     change::Change,
-    config::Format,
+    config::{Format, Types},
     error::{Error, Result},
 };
 
@@ -18,6 +18,7 @@ mod table;
 mod template;
 #[cfg(test)]
 mod tests;
+mod time;
 mod wal2json;
 mod walstream;
 
@@ -58,8 +59,14 @@ enum Kind {
 impl Encoder {
     /// An encoder of `format`.
     pub fn new(format: Format, names: &Names) -> Self {
+        Self::with_types(format, names, Types::default())
+    }
+
+    /// An encoder of `format` whose values are written as `types` says, where the format heeds it:
+    /// see [`Encoder::heeds_types`].
+    pub fn with_types(format: Format, names: &Names, types: Types) -> Self {
         let kind = match format {
-            Format::Native => Kind::Native(native::Native::new()),
+            Format::Native => Kind::Native(native::Native::new(types)),
             Format::Sequin => Kind::Sequin(Box::new(sequin::Sequin::new(names))),
             Format::Debezium | Format::DebeziumSchema => {
                 let with_schema = format == Format::DebeziumSchema;
@@ -68,13 +75,18 @@ impl Encoder {
             Format::Wal2json => Kind::Wal2json(Box::new(wal2json::Wal2json::new())),
             Format::Cloudevents | Format::CloudeventsBinary => {
                 let structured = format == Format::Cloudevents;
-                Kind::CloudEvents(Box::new(cloudevents::CloudEvents::new(names, structured)))
+                Kind::CloudEvents(Box::new(cloudevents::CloudEvents::new(names, structured, types)))
             }
             Format::Walstream => {
                 Kind::Walstream(table::Shapes::new(json::Dialect::Postgres, walstream::head))
             }
         };
         Self { kind }
+    }
+
+    /// Whether a format leaves it to the sink how values are written.
+    pub fn heeds_types(format: Format) -> bool {
+        matches!(format, Format::Native | Format::Cloudevents | Format::CloudeventsBinary)
     }
 
     /// An encoder of one line a change for people, with ANSI colours where `colour`.

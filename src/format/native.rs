@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     change::{Before, Change, Message, Op, Row, Shaped, Transaction, Value},
+    config::Types,
     error::{Error, Result},
     schema::Table,
 };
@@ -24,9 +25,9 @@ pub(super) struct Native {
 }
 
 impl Native {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(types: Types) -> Self {
         Self {
-            shapes: Shapes::new(Dialect::Postgres, head),
+            shapes: Shapes::new(Dialect::Chosen(types), head),
             transaction: TransactionText::default(),
             unchanged: Vec::new(),
         }

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     change::{Before, Change, Op, Row, Timestamp, Transaction, Value},
+    config::Types,
     error::{Error, Result},
     schema::{Table, Type, TypeKind},
 };
@@ -51,7 +52,7 @@ impl Wal2json {
             layouts: ByTable::new(),
             transaction: None,
             transaction_text: Vec::new(),
-            keys: Native::new(),
+            keys: Native::new(Types::default()),
         }
     }
 

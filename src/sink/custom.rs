@@ -49,7 +49,7 @@ impl Custom {
     pub(super) fn new(options: &config::Custom, with: With) -> Result<Self> {
         let With { format, context, .. } = with;
         Ok(Self {
-            encoder: Encoder::new(format, &context.names),
+            encoder: with.encoder(format)?,
             endpoint: Endpoint::new(&options.url, &options.headers, options.timeout_ms)?,
             context: context.clone(),
         })

@@ -16,10 +16,10 @@ use uuid::Uuid;
 
 use crate::{
     change::Batch,
-    config::{self, Format, SinkKind},
+    config::{self, Format, SinkKind, Types},
     disk::{Disk, RealDisk},
     error::{Error, Result},
-    format::Names,
+    format::{Encoder, Names},
 };
 
 pub use pull::{Pulled, Pulls, Stream};
@@ -92,7 +92,33 @@ pub(crate) struct With<'a> {
     name: &'a str,
     /// How a change is written.
     format: Format,
+    /// How values are written.
+    types: Types,
     context: &'a Context,
+}
+
+impl With<'_> {
+    /// An encoder of `format`, which may differ from the one that the sink is told.
+    fn encoder(&self, format: Format) -> Result<Encoder> {
+        if !Encoder::heeds_types(format) {
+            self.refuse_types()?;
+        }
+        Ok(Encoder::with_types(format, &self.context.names, self.types))
+    }
+
+    /// For sinks and formats that write values in a way of their own. A choice of which they would
+    /// take no notice is a mistake: somebody relies on it.
+    fn refuse_types(&self) -> Result<()> {
+        if self.types == Types::default() {
+            return Ok(());
+        }
+        let what = format!(
+            "sink `{}` has no use for its `types`: it writes values in a way of its own",
+            self.name
+        );
+        Err(Error::config(what)
+            .remedy("remove it, or take the format native or cloudevents: docs/types.md"))
+    }
 }
 
 macro_rules! open_kind {
@@ -108,7 +134,8 @@ config::sink_kinds!(open_kind);
 
 /// Makes the sink that the configuration describes; it connects in [`Sink::open`].
 pub fn open(name: &str, sink: &config::Sink, context: &Context) -> Result<Box<dyn Sink>> {
-    let made = open_kind(&sink.kind, With { name, format: sink.format, context })?;
+    let made =
+        open_kind(&sink.kind, With { name, format: sink.format, types: sink.types, context })?;
     fits(name, sink.format, made.capabilities().carries)?;
     heeds(name, &sink.rules, made.capabilities())?;
     Ok(made)
@@ -375,6 +402,39 @@ mod tests {
                 let is_refused = said.as_ref().is_some_and(|said| said.contains(rule));
                 assert_eq!(is_refused, refused.contains(&rule), "{kind}: {said:?}");
             }
+        }
+    }
+
+    #[test]
+    fn a_choice_of_types_that_a_sink_takes_no_notice_of_is_refused() {
+        let context = testing::context();
+        for (text, refused) in [
+            ("kind = \"file\"\npath = \"a.jsonl\"", false),
+            ("kind = \"webhook\"\nurl = \"http://localhost/\"\nformat = \"cloudevents\"", false),
+            ("kind = \"redis_string\"\nurl = \"redis://localhost\"", false),
+            ("kind = \"file\"\npath = \"a.jsonl\"\nformat = \"sequin\"", true),
+            ("kind = \"file\"\npath = \"a.jsonl\"\nformat = \"debezium\"", true),
+            ("kind = \"file\"\npath = \"a.jsonl\"\nformat = \"wal2json\"", true),
+            ("kind = \"redis_pubsub\"\nurl = \"redis://localhost\"\npayload = \"strait\"", true),
+            ("kind = \"object_store\"\nurl = \"file:///tmp/a\"\nlayout = \"parquet\"", true),
+            ("kind = \"object_store\"\nurl = \"file:///tmp/a\"", false),
+            ("kind = \"postgres\"\nurl = \"postgres://localhost/a\"", true),
+            ("kind = \"queue\"", true),
+            ("kind = \"stdout\"\nstyle = \"json\"", false),
+            ("kind = \"stdout\"\nstyle = \"pretty\"", true),
+        ] {
+            let sink: config::Sink =
+                toml::from_str(&format!("{text}\n[types]\nint8 = \"string\"")).unwrap();
+            let said = open("lake", &sink, &context).err();
+            let class = said.as_ref().map(Error::class);
+            assert_eq!(class, refused.then_some(Class::Config), "{text}: {said:?}");
+            let said = said.map_or(String::new(), |error| error.to_string());
+            assert!(!refused || said.contains("no use for its `types`"), "{text}: {said}");
+            let sink: config::Sink =
+                toml::from_str(&format!("{text}\n[types]\nint8 = \"number\"")).unwrap();
+            let said = open("lake", &sink, &context).err().map(|error| error.to_string());
+            let blamed = said.as_ref().is_some_and(|said| said.contains("types"));
+            assert!(!blamed, "{text} is as by default, yet {said:?}");
         }
     }
 }

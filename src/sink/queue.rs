@@ -200,6 +200,7 @@ pub(super) struct Queue {
 impl Queue {
     pub(super) fn new(options: &config::Queue, with: With) -> Result<Self> {
         let With { name, context, .. } = with;
+        with.refuse_types()?;
         if options.capacity == 0 {
             return Err(Error::config(format!("`sink.{name}.capacity` must be at least 1")));
         }

@@ -29,6 +29,9 @@ pub(super) struct Stdout {
 impl Stdout {
     pub(super) fn new(options: &config::Stdout, with: With) -> Result<Self> {
         let With { format, context, .. } = with;
+        if options.style == StdoutStyle::Pretty {
+            with.refuse_types()?;
+        }
         let stdout = std::io::stdout();
         let pretty = match options.style {
             StdoutStyle::Auto => stdout.is_terminal(),
@@ -40,7 +43,7 @@ impl Stdout {
             let colour = anstream::AutoStream::choice(&stdout) != anstream::ColorChoice::Never;
             Encoder::pretty(colour)
         } else {
-            Encoder::new(format, &context.names)
+            with.encoder(format)?
         };
         Ok(Self::to(Box::new(stdout), encoder, context))
     }

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::{Context, Progress, With};
 use crate::{
     change::{Batch, Before, Change, Lsn, Op, Row, Timestamp, Transaction, Value},
-    config::Format,
+    config::{Format, Types},
     format::Names,
     schema::{Column, Identity, Table, Type},
 };
@@ -17,7 +17,7 @@ pub(super) fn context() -> Context {
 }
 
 pub(super) fn with(context: &Context) -> With<'_> {
-    With { name: "test", format: Format::Native, context }
+    With { name: "test", format: Format::Native, types: Types::default(), context }
 }
 
 pub(super) fn progress(cursor: u64) -> Progress {

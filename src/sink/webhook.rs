@@ -45,7 +45,7 @@ impl Webhook {
             }
         };
         Ok(Self {
-            encoder: Encoder::new(format, &context.names),
+            encoder: with.encoder(format)?,
             endpoint,
             batch: options.batch,
             signer: options.signing_secret.as_ref().map(Signer::new).transpose()?,

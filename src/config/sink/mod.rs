@@ -11,8 +11,9 @@ mod postgres;
 mod pull;
 mod queues;
 mod search;
+mod types;
 
-pub use self::{kafka::*, kinds::*, postgres::*, pull::*, queues::*, search::*};
+pub use self::{kafka::*, kinds::*, postgres::*, pull::*, queues::*, search::*, types::*};
 use super::{From, Rules, yes};
 use crate::change::Op;
 
@@ -94,6 +95,10 @@ pub struct Sink {
     /// What the journal keeps for this sink when its disk runs short.
     #[serde(default)]
     pub retain: Retain,
+    /// How values of some types are written: docs/types.md. What is not said here is as
+    /// PostgreSQL's `to_jsonb` has it.
+    #[serde(default)]
+    pub types: Types,
     /// What it makes of changes before they are delivered.
     #[serde(flatten)]
     pub rules: Rules,
@@ -173,6 +178,7 @@ impl Sink {
             parked_changes_max: parked_changes_max(),
             parked_bytes_max: parked_bytes_max(),
             retain: Retain::default(),
+            types: Types::default(),
             rules: Rules::default(),
             kind,
         }

@@ -3,14 +3,12 @@
 //! with `decimal.handling.mode = precise`, `time.precision.mode = adaptive` and
 //! `hstore.handling.mode = json`.
 
-use base64::{Engine, engine::general_purpose::STANDARD};
-
-use super::{
-    number::{self, Decimal},
-    time,
-};
+use super::number::{self, Decimal};
 use crate::{
-    format::json,
+    format::{
+        json::{self, write_base64, write_hex},
+        time,
+    },
     schema::{Type, TypeKind},
 };
 
@@ -260,16 +258,6 @@ pub(super) fn write_integer(out: &mut Vec<u8>, number: i64) {
     out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
 }
 
-/// Appends a JSON string of base64.
-pub(super) fn write_base64(out: &mut Vec<u8>, bytes: &[u8]) -> Option<()> {
-    out.push(b'"');
-    let start = out.len();
-    out.resize(start + base64::encoded_len(bytes.len(), true)?, 0);
-    STANDARD.encode_slice(bytes, out.get_mut(start..)?).ok()?;
-    out.push(b'"');
-    Some(())
-}
-
 fn write_bool(out: &mut Vec<u8>, text: &[u8]) -> Option<()> {
     out.extend_from_slice(match text {
         b"t" | b"1" => b"true",
@@ -284,17 +272,6 @@ fn write_float(out: &mut Vec<u8>, text: &[u8]) -> Option<()> {
         b"NaN" | b"Infinity" | b"-Infinity" => json::write_string(out, text).ok(),
         _ => json::is_number(text).then(|| out.extend_from_slice(text)),
     }
-}
-
-/// `\x00ff`.
-fn write_hex(out: &mut Vec<u8>, text: &[u8]) -> Option<()> {
-    let (pairs, rest) = text.strip_prefix(b"\\x")?.as_chunks::<2>();
-    if !rest.is_empty() {
-        return None;
-    }
-    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-    let bytes = pairs.iter().map(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?));
-    write_base64(out, &bytes.collect::<Option<Vec<u8>>>()?)
 }
 
 /// `10100001` as a number in little-endian bytes, as few as hold it.

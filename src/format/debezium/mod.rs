@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use self::{
-    form::{Form, Unfit, write_base64, write_integer},
+    form::{Form, Unfit, write_integer},
     schema::{Blocks, Described},
 };
 use super::{
@@ -24,7 +24,6 @@ mod number;
 mod schema;
 #[cfg(test)]
 mod tests;
-mod time;
 
 /// Bytes of an event without its rows and its schema, about.
 const EVENT_BYTES: usize = 768;
@@ -122,7 +121,7 @@ impl Debezium {
         json::write_str(out, &message.prefix);
         out.extend_from_slice(b",\"content\":");
         // It fails for lengths beyond the address space only.
-        let _ = write_base64(out, &message.content);
+        let _ = json::write_base64(out, &message.content);
         out.extend_from_slice(if self.with_schema { b"}}}" } else { b"}}" });
     }
 

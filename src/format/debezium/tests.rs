@@ -4,9 +4,11 @@ use serde_json::{Value as Json, json};
 use super::{
     form::{Form, Unfit},
     number::Decimal,
-    time,
 };
-use crate::schema::{Type, TypeKind};
+use crate::{
+    format::time,
+    schema::{Type, TypeKind},
+};
 
 fn written(oid: u32, modifier: i32, text: &str) -> Result<Json, Unfit> {
     let mut out = Vec::new();

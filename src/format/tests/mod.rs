@@ -15,6 +15,7 @@ mod documented;
 mod encoders;
 mod schemas;
 mod shapes;
+mod structures;
 mod values;
 mod walstream;
 

@@ -52,7 +52,7 @@ impl File {
             Rotation { bytes_max: options.rotate_bytes_max, ms_max: options.rotate_ms_max };
         let store = Store::new(Arc::clone(&context.disk), options.path.clone(), rotation);
         Ok(Self {
-            encoder: Encoder::new(format, &context.names),
+            encoder: with.encoder(format)?,
             buffer: Vec::new(),
             context: context.clone(),
             store: Arc::new(Mutex::new(store)),

@@ -51,7 +51,7 @@ impl Maker {
     pub(super) fn new(options: &config::Kafka, with: With) -> Result<Self> {
         let names = with.context.names.clone();
         Ok(Self {
-            encoder: Encoder::new(with.format, &names),
+            encoder: with.encoder(with.format)?,
             topic: options.topic.parse()?,
             names,
             message_bytes_max: options.message_bytes_max,

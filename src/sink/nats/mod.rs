@@ -63,7 +63,7 @@ impl Nats {
         let stream = options.stream.as_deref().map(str::parse).transpose();
         let stream = stream.map_err(|_| Error::config("`stream` is not the name of a stream"))?;
         Ok(Self {
-            encoder: Encoder::new(format, &context.names),
+            encoder: with.encoder(format)?,
             dial: Dial::new(options, &template, &context.names)?,
             subject: template,
             stream,

@@ -80,9 +80,12 @@ enum Piece {
 
 impl ObjectStore {
     pub(super) fn new(options: &config::ObjectStore, with: With) -> Result<Self> {
-        let With { name, format, context } = with;
+        let With { name, format, context, .. } = with;
+        if options.layout == Layout::Parquet {
+            with.refuse_types()?;
+        }
         Ok(Self {
-            encoder: Encoder::new(format, &context.names),
+            encoder: with.encoder(format)?,
             naming: Naming::new(&options.name, &context.names)?,
             layout: options.layout,
             compression: options.compression,

@@ -92,7 +92,7 @@ impl Opensearch {
             (Document::Message, format) => format,
         };
         Ok(Self {
-            encoder: Encoder::new(encoding, &context.names),
+            encoder: with.encoder(encoding)?,
             endpoint,
             places: Places::new(options, &context.names)?,
             document: options.document,

@@ -54,6 +54,7 @@ pub(super) struct Postgres {
 impl Postgres {
     pub(in crate::sink) fn new(options: &config::PostgresTarget, with: With) -> Result<Self> {
         let With { name, context, .. } = with;
+        with.refuse_types()?;
         Ok(Self {
             target: Target::new(options)?,
             naming: Naming::new(&options.table, &context.names)?,

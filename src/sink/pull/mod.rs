@@ -91,10 +91,10 @@ pub(super) struct HttpPull {
 
 impl HttpPull {
     pub(super) fn new(options: &config::HttpPull, with: With) -> Result<Self> {
-        let With { name, format, context } = with;
+        let With { name, format, context, .. } = with;
         check(name, options)?;
         let format = if format == Format::Native { options.message } else { format };
-        let encoder = Encoder::new(format, &context.names);
+        let encoder = with.encoder(format)?;
         if encoder.content_type() != "application/json" {
             return Err(Error::config(format!(
                 "sink {name} answers in JSON, which its format is not"

@@ -55,7 +55,7 @@ impl Rabbitmq {
     pub(super) fn new(options: &config::Rabbitmq, with: With) -> Result<Self> {
         let With { format, context, .. } = with;
         Ok(Self {
-            encoder: Encoder::new(format, &context.names),
+            encoder: with.encoder(format)?,
             routing_key: options.routing_key.parse()?,
             unroutable: options.unroutable,
             dial: Dial::new(options)?,

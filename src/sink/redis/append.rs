@@ -33,7 +33,7 @@ impl Append {
             return Err(Error::config(format!("`{option}` cannot be `{target}`"))
                 .remedy(format!("give the {option} a name, another than the progress has")));
         }
-        let encoder = Encoder::new(with.format, &with.context.names);
+        let encoder = with.encoder(with.format)?;
         Ok(Self { once, encoder, target, context: with.context.clone() })
     }
 

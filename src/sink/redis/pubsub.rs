@@ -69,7 +69,7 @@ impl Pubsub {
         };
         Ok(Self {
             server: Server::new(&options.url, options.tls_ca.as_ref(), options.timeout_ms)?,
-            encoder: Encoder::new(format, &context.names),
+            encoder: with.encoder(format)?,
             payload: options.payload,
             channel: options.channel.parse()?,
             channels: channels.into_iter().map(parse).collect::<Result<_>>()?,

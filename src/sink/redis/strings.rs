@@ -64,7 +64,7 @@ impl Strings {
         };
         Ok(Self {
             server: Server::new(&options.url, options.tls_ca.as_ref(), options.timeout_ms)?,
-            encoder: Encoder::new(format, &context.names),
+            encoder: with.encoder(format)?,
             key: options.key.parse()?,
             prefix,
             payload: options.payload,

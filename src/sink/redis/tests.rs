@@ -6,13 +6,13 @@ use serde_json::{Value as Json, json};
 
 use super::*;
 use crate::{
-    config::{self, Format, SinkKind},
+    config::{self, Format, SinkKind, Types},
     sink::{Context, With, open_kind, testing},
 };
 
 fn opened(config: Json, context: &Context) -> Result<()> {
     let kind: SinkKind = serde_json::from_value(config).unwrap();
-    let with = With { name: "test", format: Format::Native, context };
+    let with = With { name: "test", format: Format::Native, types: Types::default(), context };
     open_kind(&kind, with).map(drop)
 }
 
