@@ -9,7 +9,7 @@
 //!
 //! A commit is in the log before it is visible: where one from before the opening mark is not in
 //! the snapshot, the chunk shows an older state than the journal has, and is read again
-//! (docs/adr/0017-backfill-by-blocks.md).
+//! (docs/adr/0006-backfill-by-blocks.md).
 //!
 //! States of a fence: *registered*, *open* (its first mark has passed), *offered* (its rows are
 //! here), then one [`Verdict`].
