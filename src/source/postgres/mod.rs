@@ -23,6 +23,7 @@ mod assemble;
 mod auth;
 mod catalog;
 mod checks;
+mod compared;
 mod failure;
 mod operate;
 mod outline;
@@ -38,6 +39,7 @@ mod tls;
 mod url;
 mod wire;
 
+pub use compared::{Compared, compared, uncaptured};
 pub use operate::{
     InspectedTable, Inspection, PublicationStatus, SlotStatus, Status, create, drop, drop_slot,
     inspect, status,
