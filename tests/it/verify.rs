@@ -53,9 +53,9 @@ impl Scene {
         scene
     }
 
-    /// The sink has its progress at the target.
+    /// The sink has its progress at the target, which its first change brings there.
     async fn wait_until_written(&self) {
-        self.cluster.sql("create table if not exists begun (id int primary key)").await;
+        self.cluster.sql("select pg_logical_emit_message(true, 'begun', '')").await;
         let probe = async || {
             let found = self.copy.query("select from walrace.progress", &[]).await;
             found.ok().filter(|rows| !rows.is_empty())
@@ -132,6 +132,7 @@ async fn planted_differences_of_each_kind_are_found_and_repaired() {
                   '2026-04-06 09:14:22+02'::timestamptz + i * interval '1 s', \
                   decode(md5(i::text), 'hex'), i / 7.0 from generate_series(1, 3000) i";
     scene.cluster.sql(insert).await;
+    scene.wait_for_copy("select count(*) from t", 3000).await;
     let said = scene.verify(&[]);
     said.is_equal();
     assert_eq!(said.table("public.t")["rows"], 3000);
@@ -429,7 +430,7 @@ async fn under_a_load_nothing_is_reported_that_does_not_differ() {
     let scene = loaded().await;
     let load = Load::on(&scene.cluster).await;
     let mut suspects = 0;
-    for _ in 0..6 {
+    for _ in 0..4 {
         let said = scene.verify(&["--table", "public.t", "--table", "public.w"]);
         assert_ne!(said.code, 1, "{said:?}");
         for table in ["public.t", "public.w"] {
@@ -477,8 +478,11 @@ async fn a_commit_that_the_target_has_before_the_source_shows_it_is_no_differenc
     scene.cluster.sql("insert into t values (1, 'old'), (2, 'kept')").await;
     scene.wait_for_copy("select count(*) from t", 2).await;
     // A standby that never comes: commits are in the log, and sent, and do not show.
-    scene.cluster.sql("alter system set synchronous_standby_names = 'nobody'").await;
-    scene.cluster.sql("select pg_reload_conf()").await;
+    // All others, those that write to the copy among them, wait for nobody.
+    for setting in ["synchronous_commit = 'local'", "synchronous_standby_names = 'nobody'"] {
+        scene.cluster.sql(&format!("alter system set {setting}")).await;
+        scene.cluster.sql("select pg_reload_conf()").await;
+    }
     let waiting = scene.cluster.connect().await;
     let pid: i32 = waiting.query_one("select pg_backend_pid()", &[]).await.unwrap().get(0);
     let commit = tokio::spawn(async move {

@@ -83,7 +83,7 @@ impl Setting<'_> {
         self.replica.progress().await?.ok_or_else(|| {
             let (sink, address) = (self.sink, self.replica.address());
             Error::config(format!("{address} has no progress of sink {sink}: it never wrote there"))
-                .remedy("start it with `walrace run`")
+                .remedy("start it with `walrace run`; its first change brings the progress there")
         })
     }
 

@@ -18,7 +18,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 const FLUSH_MAX: Duration = Duration::from_secs(30);
 
 const SETTINGS: &str = "set standard_conforming_strings = on; set lc_monetary = 'C'; \
-                        set statement_timeout = '60s'; set lock_timeout = '10s'";
+                        set statement_timeout = '50s'; set lock_timeout = '10s'";
 
 /// All that a snapshot taken before shows is below it: a commit has its record in the log before
 /// it shows. On a standby it shows while it is replayed, after it was received.

@@ -27,10 +27,10 @@ use crate::{
 /// operators of extensions are found by it.
 const SETTINGS: &str = "set timezone = 'UTC'; set extra_float_digits = 3; \
                         set bytea_output = 'hex'; set lc_monetary = 'C'; \
-                        set statement_timeout = '60s'";
+                        set statement_timeout = '50s'";
 
 /// A statement that takes longer has lost its server.
-const ANSWER_MAX: Duration = Duration::from_secs(70);
+const ANSWER_MAX: Duration = Duration::from_secs(60);
 
 /// The target of a `postgres` sink.
 pub struct Replica {
