@@ -33,6 +33,7 @@ pub mod sink;
 pub mod source;
 pub mod tail;
 pub mod transform;
+pub mod verify;
 
 const ERROR: Style = AnsiColor::Red.on_default().bold();
 const HELP: Style = AnsiColor::Cyan.on_default().bold();
@@ -97,6 +98,8 @@ pub enum Command {
     Lag(lag::Args),
     /// List the committed changes that a sink does not have yet
     Missing(missing::Args),
+    /// Compare a PostgreSQL target with its source, row by row, and repair it
+    Verify(verify::Args),
     /// Watch it work on a private PostgreSQL, and see it proved
     Demo(demo::Args),
     /// Show the configuration, its schema and its reference
@@ -136,6 +139,7 @@ impl Cli {
             Command::Tail(args) => tail::run(args, &self.global).await,
             Command::Lag(args) => lag::run(args, &self.global).await,
             Command::Missing(args) => missing::run(args, &self.global).await,
+            Command::Verify(args) => verify::run(args, &self.global).await,
             Command::Demo(args) => demo::run(args, &self.global).await,
             Command::Config(command) => config::run(command, &self.global).await,
             Command::Source(command) => source::run(command, &self.global).await,

@@ -22,6 +22,7 @@ use crate::{
     format::{Encoder, Names},
 };
 
+pub use postgres::{Mapped, MappedColumn, Mending, Replica};
 pub use pull::{Pulled, Pulls, Stream};
 pub use queue::{Delivery, Queues, Subscription};
 pub use stats::{SinkStats, Totals};

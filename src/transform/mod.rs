@@ -14,6 +14,7 @@ mod filter;
 mod function;
 mod outbox;
 mod plain;
+mod projected;
 mod scope;
 mod step;
 #[cfg(test)]
@@ -24,6 +25,7 @@ mod view;
 use std::sync::Arc;
 
 pub use filter::Filter;
+pub use projected::{Origin, Projected};
 pub use unmatched::Unmatched;
 
 use self::{

@@ -136,6 +136,21 @@ impl Plain {
         Ok(Arc::clone(&self.projection(table, op)?.table))
     }
 
+    /// The table as the steps leave it, and for each of its columns the place that its value comes
+    /// from and whether it is hidden.
+    pub(super) fn origins(
+        &mut self,
+        table: &Arc<Table>,
+        op: Op,
+    ) -> Result<(Arc<Table>, Vec<(usize, bool)>)> {
+        let projection = self.projection(table, op)?;
+        let origins = match &projection.cells {
+            Some(cells) => cells.iter().map(|cell| (cell.from, !cell.masks.is_empty())).collect(),
+            None => (0..table.columns.len()).map(|column| (column, false)).collect(),
+        };
+        Ok((Arc::clone(&projection.table), origins))
+    }
+
     fn projection(&mut self, table: &Arc<Table>, op: Op) -> Result<Arc<Projection>> {
         let Self { steps, projections, wavers, news, .. } = self;
         projections.get(table, op, || {

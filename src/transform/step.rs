@@ -96,6 +96,16 @@ impl Step {
         if let Self::Plain(plain) = self { Some(plain) } else { None }
     }
 
+    /// Whether it applies to changes of this operation of a table.
+    pub(super) fn covers(&self, table: &Arc<Table>, op: Op) -> bool {
+        match self {
+            Self::Plain(_) => true,
+            Self::Set(set) => set.scope.covers_table(table, op),
+            Self::Explode(explode) => explode.scope.covers_table(table, op),
+            Self::Function(scope, _) => scope.covers_table(table, op),
+        }
+    }
+
     /// The table as the step leaves it for changes of this operation; `None` where that depends on
     /// the change.
     pub(super) fn meet(&mut self, table: &Arc<Table>, op: Op) -> Result<Option<Arc<Table>>> {

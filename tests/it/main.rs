@@ -45,4 +45,5 @@ mod source_login;
 mod source_tables;
 mod tokens;
 mod types;
+mod verify;
 mod wal_guard;

@@ -29,12 +29,15 @@ use table::{Naming, Policy};
 mod connect;
 mod failure;
 mod progress;
+mod replica;
 mod run;
 mod session;
 mod sql;
 mod step;
 mod table;
 mod texts;
+
+pub use replica::{Mapped, MappedColumn, Mending, Replica};
 
 /// The `postgres` sink.
 pub(super) struct Postgres {

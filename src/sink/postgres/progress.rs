@@ -90,6 +90,12 @@ impl Kept {
         }))
     }
 
+    /// Locks the row of this sink, so that the sink's own transaction waits with its commit.
+    pub(super) fn lock_sql(&self) -> String {
+        let sink = self.sink.replace('\'', "''");
+        format!("select from {} where sink = '{sink}' for update", self.name())
+    }
+
     /// Moves the progress from what this sink last saw, within the transaction that is open.
     pub(super) async fn store(
         &self,

@@ -24,6 +24,7 @@ mod auth;
 pub mod backfill;
 mod catalog;
 mod checks;
+mod compared;
 mod failure;
 mod operate;
 mod outline;
@@ -39,6 +40,7 @@ mod tls;
 mod url;
 mod wire;
 
+pub use compared::{Compared, compared, uncaptured};
 pub use operate::{
     InspectedTable, Inspection, PublicationStatus, SlotStatus, Status, create, drop, drop_slot,
     inspect, status,
