@@ -11,20 +11,20 @@ use serde_json::value::RawValue;
 use crate::kit::{Cluster, Server, source_toml, wait_for};
 
 /// Types that belong together, in one table.
-struct Family {
-    name: &'static str,
+pub(crate) struct Family {
+    pub(crate) name: &'static str,
     /// Before the table.
     setup: &'static str,
-    columns: &'static [Column],
+    pub(crate) columns: &'static [Column],
 }
 
 /// A column of a family's table.
-struct Column {
-    ty: &'static str,
+pub(crate) struct Column {
+    pub(crate) ty: &'static str,
     /// Values at the borders of the type, as SQL.
-    edges: &'static [&'static str],
+    pub(crate) edges: &'static [&'static str],
     /// Another value for each row, as SQL over the number `i` of the row.
-    random: &'static str,
+    pub(crate) random: &'static str,
 }
 
 const fn column(ty: &'static str, edges: &'static [&'static str], random: &'static str) -> Column {
@@ -36,7 +36,7 @@ const TEXT: &str = "(select coalesce(string_agg(
     substr(e'abc \\\\\"\\'{},()[]:\\n\\t\\r\\x01é漢🙂NULLnull', 1 + (random() * 34)::int, 1), ''), '')
     from generate_series(1, (i * 7) % 12 + (random() * 3)::int))";
 
-const FAMILIES: &[Family] = &[
+pub(crate) const FAMILIES: &[Family] = &[
     Family {
         name: "numbers",
         setup: "",
@@ -328,7 +328,7 @@ fn rows() -> usize {
 }
 
 /// Makes the table of a family, without rows.
-async fn create(cluster: &Cluster, family: &Family) {
+pub(crate) async fn create(cluster: &Cluster, family: &Family) {
     if !family.setup.is_empty() {
         cluster.sql(family.setup).await;
     }

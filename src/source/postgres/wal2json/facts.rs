@@ -13,6 +13,8 @@ use crate::{
 pub(super) struct Facts {
     /// The server's clock when it was asked.
     pub(super) at: Timestamp,
+    /// The transaction that was the last to define one of them anew.
+    pub(super) changed_by: u32,
     /// The table itself, its parent, and so on to the root.
     pub(super) chain: Vec<Link>,
 }
@@ -55,7 +57,7 @@ impl Catalog {
                  select (extract(epoch from clock_timestamp()) * 1000000)::bigint,
                    c.oid, n.nspname, c.relname, c.relkind = 'p',
                    c.relkind in ('r', 'p') and c.relpersistence = 'p'
-                     and n.nspname not in ('pg_catalog', 'information_schema'), c.relreplident
+                     and n.nspname not in ('pg_catalog', 'information_schema'), c.relreplident, c.xmin
                  from (select oid as relid, 0 as level from self union all
                        select t.relid, t.level from self, lateral
                          pg_partition_ancestors(self.oid) with ordinality t (relid, level)
@@ -67,7 +69,8 @@ impl Catalog {
                 quote_text(table)
             ))
             .context(|| format!("while looking for {schema}.{table}"))?;
-        let mut facts = Facts { at: Timestamp(0), chain: Vec::with_capacity(rows.len()) };
+        let chain = Vec::with_capacity(rows.len());
+        let mut facts = Facts { at: Timestamp(0), changed_by: 0, chain };
         for row in rows {
             let mut row = Cells(row.into_iter());
             facts.at = Timestamp(row.number()?);
@@ -84,6 +87,12 @@ impl Catalog {
                     _ => Identity::Default,
                 },
             });
+            let changed_by: u32 = row.number()?;
+            // ids go round
+            if changed_by.wrapping_sub(facts.changed_by).cast_signed() > 0 || facts.chain.len() == 1
+            {
+                facts.changed_by = changed_by;
+            }
         }
         Ok((!facts.chain.is_empty()).then_some(facts))
     }

@@ -490,8 +490,9 @@ mod tests {
             {"name":"a","typeoid":1700,"value":1.500},{"name":"b","typeoid":17,"value":"00ff"},
             {"name":"c","typeoid":16,"value":true},{"name":"d","typeoid":701,"value":"NaN"},
             {"name":"e","value":"x","typeoid":-294967296,"position":7,"optional":false},
-            {"name":"f","type":"bytea","value":""},{"name":"g","typeoid":16392,"value":"\\x41"}]}"#;
-        let event = one(line);
+            {"name":"f","type":"bytea","value":""},{"name":"g","typeoid":16392,"value":"\\x41"}]}"#
+            .replace('\n', " ");
+        let event = one(&line);
         let cells = &row(&event).columns;
         let expected =
             ["a=1.500", "b=\\x00ff", "c=t", "d=NaN", "e=x", "f=\\x", "g=\\x41"].map(String::from);

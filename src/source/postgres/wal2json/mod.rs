@@ -9,7 +9,7 @@
 //! the lines. The catalog is asked again when a line disagrees, and now and then.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     time::{Duration, Instant},
 };
 
@@ -34,6 +34,7 @@ mod line;
 mod server;
 mod shape;
 mod special;
+mod tree;
 
 pub use line::{Cell, Event, Marker, RowChange, parse};
 pub(super) use server::{begin, is_installed, missing};
@@ -41,11 +42,14 @@ pub(super) use server::{begin, is_installed, missing};
 use facts::{Facts, Link};
 use shape::{Fit, Shape, Sources};
 use special::Specials;
+use tree::Tree;
 
 /// How long it is believed that a column which a line left out is still there.
 const LEFT_OUT_TRUST: Duration = Duration::from_secs(1);
 /// Tables that are remembered at one time.
 const TABLES_MAX: usize = 10_000;
+/// Transactions that are remembered.
+const BEGUN_MAX: usize = 1_024;
 
 /// The schema and name of a table, as a line has them.
 type Name = (String, String);
@@ -62,16 +66,27 @@ pub(super) struct Decoder {
     told: HashMap<u32, (Relation, Instant)>,
     /// Where the plugin writes special values as null.
     specials: Option<Specials>,
-    /// When the open transaction was committed.
+    tree: Tree,
+    /// The open transaction, and when it was committed.
+    xid: u32,
     time: Timestamp,
+    /// The last transactions that began, the newest at the back.
+    begun: VecDeque<u32>,
 }
 
 /// What is known of a name.
 #[derive(Debug)]
 struct Entry {
     read: Instant,
+    /// Of the tree, when it was read.
+    version: u64,
+    /// The look at the tree after which it has to be read again: it was no table.
+    fleeting: Option<u64>,
     /// `None`: the globs do not choose it.
     chosen: Option<Chosen>,
+    /// The catalog, when it was asked at this time, was ahead of the stream by this transaction,
+    /// and did not choose it any more.
+    until: Option<(u32, Timestamp)>,
 }
 
 /// A table that is captured.
@@ -80,8 +95,6 @@ struct Chosen {
     shape: Shape,
     /// Whether its own truncates count, and not those of its root or of its partitions.
     truncates: bool,
-    /// The catalog says, as of this time, that it is chosen no more; until then it was.
-    until: Option<Timestamp>,
 }
 
 impl Decoder {
@@ -93,7 +106,10 @@ impl Decoder {
             tables: HashMap::new(),
             told: HashMap::new(),
             specials: announces_specials.then(Specials::default),
+            tree: Tree::default(),
+            xid: 0,
             time: Timestamp::default(),
+            begun: VecDeque::with_capacity(BEGUN_MAX),
         }
     }
 
@@ -149,11 +165,16 @@ impl Decoder {
 
     fn begin(&mut self, marker: Marker) -> Result<Message> {
         let commit_time = marker.time.ok_or_else(|| lacks("timestamp", "include-timestamp"))?;
-        self.time = commit_time;
+        let xid = marker.xid.ok_or_else(|| lacks("xid", "include-xids"))?;
+        (self.xid, self.time) = (xid, commit_time);
+        if self.begun.len() >= BEGUN_MAX {
+            self.begun.pop_front();
+        }
+        self.begun.push_back(xid);
         Ok(Message::Begin {
             commit_lsn: marker.lsn.ok_or_else(|| lacks("lsn", "include-lsn"))?,
             commit_time,
-            xid: marker.xid.ok_or_else(|| lacks("xid", "include-xids"))?,
+            xid,
         })
     }
 
@@ -196,10 +217,16 @@ impl Decoder {
         line: Option<&RowChange<'_>>,
         catalog: &mut Catalog,
     ) -> Result<()> {
-        let known = self.tables.get(name).filter(|entry| entry.read.elapsed() < self.refresh);
+        self.tree.follow(self.xid, catalog)?;
+        let fresh = |entry: &&Entry| {
+            entry.read.elapsed() < self.refresh
+                && entry.version == self.tree.version
+                && !entry.until.is_some_and(|until| self.has_passed(until))
+                && entry.fleeting.is_none_or(|look| look == self.tree.looks)
+        };
+        let known = self.tables.get(name).filter(fresh);
         let known = known.is_some_and(|entry| match (&entry.chosen, line) {
             (None, _) => true,
-            (Some(table), _) if table.until.is_some_and(|until| self.time > until) => false,
             (Some(_), None) => true,
             (Some(table), Some(line)) => match table.shape.fit(line) {
                 Fit::Whole => true,
@@ -210,16 +237,32 @@ impl Decoder {
         if known {
             return Ok(());
         }
-        let previous = self.tables.remove(name);
+        let mut previous = self.tables.remove(name);
         if self.tables.len() >= TABLES_MAX {
             self.tables.clear();
             self.told.clear();
         }
-        let chosen = match catalog.facts(&name.0, &name.1)? {
+        let facts = catalog.facts(&name.0, &name.1)?;
+        let is_table = |facts: &Facts| facts.chain.first().is_some_and(|own| own.capturable);
+        let fleeting = facts.as_ref().is_some_and(|facts| !is_table(facts));
+        let until = facts.as_ref().and_then(|facts| self.ahead(facts, previous.as_ref()));
+        let chosen = match facts {
+            // It was detached from its root, say. What it did before that is still to come.
+            Some(_) if until.is_some() => {
+                let chosen = previous.take().and_then(|previous| previous.chosen);
+                chosen.map(|chosen| keep(chosen, line))
+            }
             Some(facts) => self.choose(&facts, line, (previous, catalog))?,
             None => self.choose_gone(name, line, previous),
         };
-        self.tables.insert(name.clone(), Entry { read: Instant::now(), chosen });
+        let entry = Entry {
+            read: Instant::now(),
+            version: self.tree.version,
+            fleeting: fleeting.then_some(self.tree.looks),
+            chosen,
+            until,
+        };
+        self.tables.insert(name.clone(), entry);
         Ok(())
     }
 
@@ -229,14 +272,8 @@ impl Decoder {
         line: Option<&RowChange<'_>>,
         (previous, catalog): (Option<Entry>, &mut Catalog),
     ) -> Result<Option<Chosen>> {
+        let Some((own, table)) = self.captured_as(&facts.chain) else { return Ok(None) };
         let previous = previous.and_then(|entry| entry.chosen);
-        let Some((own, table)) = self.captured_as(&facts.chain) else {
-            // It was detached from its root, say. What it did before that is still to come.
-            let Some(previous) = previous else { return Ok(None) };
-            let until = previous.until.unwrap_or(facts.at);
-            let chosen = Chosen { until: Some(until), ..keep(previous, line) };
-            return Ok((self.time <= until).then_some(chosen));
-        };
         let attributes = catalog.attributes(table.oid)?;
         let previous = previous.filter(|previous| previous.shape.relation.oid == table.oid);
         let sources = Sources {
@@ -252,7 +289,23 @@ impl Decoder {
             previous: previous.as_ref().map(|previous| &previous.shape),
         };
         let truncates = own && (self.via_root || !table.partitioned);
-        Ok(Some(Chosen { shape: Shape::new(sources, line), truncates, until: None }))
+        Ok(Some(Chosen { shape: Shape::new(sources, line), truncates }))
+    }
+
+    /// Where the catalog does not choose a captured table any more, but the stream has not come that
+    /// far: the transaction that is to come first, and when the catalog was asked.
+    fn ahead(&self, facts: &Facts, previous: Option<&Entry>) -> Option<(u32, Timestamp)> {
+        let previous = previous.filter(|entry| entry.chosen.is_some())?;
+        if self.captured_as(&facts.chain).is_some() {
+            return None;
+        }
+        let until = previous.until.unwrap_or((facts.changed_by, facts.at));
+        (!self.has_passed(until)).then_some(until)
+    }
+
+    /// Whether the open transaction came after the given one, which was seen at the given time.
+    fn has_passed(&self, (xid, seen): (u32, Timestamp)) -> bool {
+        (xid != self.xid && self.begun.contains(&xid)) || self.time > seen
     }
 
     /// The catalog has no such table any more, or not by this name.
@@ -275,7 +328,7 @@ impl Decoder {
                 };
                 let sources = Sources { relation, own: true, attributes: None, previous: None };
                 let shape = Shape::new(sources, line);
-                Some(Chosen { shape, truncates: true, until: None })
+                Some(Chosen { shape, truncates: true })
             }
             None => {
                 tracing::info!(
