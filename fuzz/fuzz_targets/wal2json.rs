@@ -7,7 +7,7 @@ use walrace::source::postgres::wal2json::{Event, parse};
 fuzz_target!(|bytes: &[u8]| {
     for event in parse(bytes).unwrap_or_default() {
         if let Event::Row(row) = event {
-            // A value is a part of the line, or shorter than what stands for it there but for `\\x`.
+            // A value is no longer than what stands for it in the line, but for the `\\x`.
             let values = row.columns.iter().filter_map(|cell| cell.value.as_ref());
             assert!(values.map(|value| value.len()).sum::<usize>() <= 2 * bytes.len());
         }

@@ -57,7 +57,8 @@ impl Catalog {
                  select (extract(epoch from clock_timestamp()) * 1000000)::bigint,
                    c.oid, n.nspname, c.relname, c.relkind = 'p',
                    c.relkind in ('r', 'p') and c.relpersistence = 'p'
-                     and n.nspname not in ('pg_catalog', 'information_schema'), c.relreplident, c.xmin
+                     and n.nspname not in ('pg_catalog', 'information_schema'), c.relreplident,
+                   c.xmin
                  from (select oid as relid, 0 as level from self union all
                        select t.relid, t.level from self, lateral
                          pg_partition_ancestors(self.oid) with ordinality t (relid, level)

@@ -5,8 +5,9 @@
 //! ```
 //!
 //! A line names its table and columns but no replica identity, no root of a partition and nothing
-//! of a column that it leaves out, so each table has a [`Shape`]: what the catalog says, corrected by
-//! the lines. The catalog is asked again when a line disagrees, and now and then.
+//! of a column that it leaves out, so each table has a [`Shape`]: what the catalog says, corrected
+//! by the lines. The catalog is asked again when a line disagrees, when the tree of partitions has
+//! changed, and now and then.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -292,8 +293,8 @@ impl Decoder {
         Ok(Some(Chosen { shape: Shape::new(sources, line), truncates }))
     }
 
-    /// Where the catalog does not choose a captured table any more, but the stream has not come that
-    /// far: the transaction that is to come first, and when the catalog was asked.
+    /// Where the catalog does not choose a captured table any more, but the stream has not come
+    /// that far: the transaction that is to come first, and when the catalog was asked.
     fn ahead(&self, facts: &Facts, previous: Option<&Entry>) -> Option<(u32, Timestamp)> {
         let previous = previous.filter(|entry| entry.chosen.is_some())?;
         if self.captured_as(&facts.chain).is_some() {

@@ -294,3 +294,120 @@ fn changed(identity: &[Cell<'_>], columns: &[Cell<'_>]) -> bool {
         new.is_some_and(|new| new.value != old.value)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{super::line, *};
+
+    fn attribute(number: u16, name: &str, type_oid: u32) -> Attribute {
+        Attribute {
+            number,
+            name: name.into(),
+            type_oid,
+            modifier: 7,
+            generated: name == "made",
+            toastable: type_oid == 25,
+            key: number == 1,
+        }
+    }
+
+    /// `t (id int primary key, a text, made int generated always as …, c text)`, as it is now.
+    fn now() -> Vec<Attribute> {
+        [(1, "id", 23), (2, "a", 25), (3, "made", 23), (4, "c", 25)]
+            .map(|(number, name, oid)| attribute(number, name, oid))
+            .to_vec()
+    }
+
+    fn parse(line: &str) -> RowChange<'_> {
+        match line::parse(line.as_bytes()).unwrap().pop() {
+            Some(line::Event::Row(row)) => row,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn line(action: &str, columns: &[(u16, &str, u32)], identity: &[&str]) -> String {
+        let column = |(position, name, oid): &(u16, &str, u32)| {
+            format!(r#"{{"name":"{name}","typeoid":{oid},"value":"1","position":{position}}}"#)
+        };
+        let columns: Vec<_> = columns.iter().map(column).collect();
+        let cell = |name: &&str| format!(r#"{{"name":"{name}","typeoid":23,"value":"1"}}"#);
+        let cells: Vec<_> = identity.iter().map(cell).collect();
+        format!(
+            r#"{{"action":"{action}","schema":"s","table":"t","columns":[{}],"identity":[{}]}}"#,
+            columns.join(","),
+            cells.join(",")
+        )
+    }
+
+    fn shape(attributes: Option<&[Attribute]>, previous: Option<&Shape>, line: &str) -> Shape {
+        let relation = Relation {
+            oid: 9,
+            schema: "s".into(),
+            name: "t".into(),
+            identity: Identity::Default,
+            columns: Vec::new(),
+        };
+        let sources = Sources { relation, own: true, attributes, previous };
+        Shape::new(sources, Some(&parse(line)))
+    }
+
+    fn columns(shape: &Shape) -> Vec<(&str, i32, bool)> {
+        let all = shape.relation.columns.iter();
+        all.map(|column| (column.name.as_str(), column.modifier, column.key)).collect()
+    }
+
+    #[test]
+    fn a_column_that_was_renamed_since_has_the_name_of_the_line() {
+        let insert =
+            line("I", &[(1, "id", 23), (2, "old", 25), (3, "made", 23), (4, "c", 25)], &[]);
+        let found = shape(Some(&now()), None, &insert);
+        assert_eq!(columns(&found), [("id", 7, true), ("old", 7, false), ("c", 7, false)]);
+        assert_eq!(found.fit(&parse(&insert)), Fit::Whole);
+    }
+
+    #[test]
+    fn what_an_update_leaves_out_is_unchanged_only_where_it_can_be() {
+        let update = line("U", &[(1, "id", 23), (3, "made", 23)], &["id"]);
+        let found = shape(Some(&now()), None, &update);
+        assert_eq!(found.fit(&parse(&update)), Fit::Partial);
+        let (before, after) = found.rows(&parse(&update));
+        assert_eq!(before, Before::Nothing);
+        let values: Vec<_> = after.as_ref().unwrap().values().collect();
+        assert_eq!(values, [Value::Text(b"1"), Value::Unchanged, Value::Unchanged]);
+        // The lines before had no `c`: it was added since.
+        let insert = line("I", &[(1, "id", 23), (2, "a", 25)], &[]);
+        let earlier = shape(Some(&now()), None, &insert);
+        let found = shape(Some(&now()), Some(&earlier), &update);
+        assert_eq!(columns(&found), [("id", 7, true), ("a", 7, false)]);
+        let shorter = line("I", &[(1, "id", 23)], &[]);
+        assert_eq!(earlier.fit(&parse(&shorter)), Fit::Not);
+    }
+
+    #[test]
+    fn the_identity_of_the_line_is_believed() {
+        let all = [(1, "id", 23), (2, "a", 25), (4, "c", 25)];
+        let full = line("U", &all, &["id", "a", "c"]);
+        let found = shape(Some(&now()), None, &full);
+        assert_eq!(found.relation.identity, Identity::Full);
+        assert!(matches!(found.rows(&parse(&full)).0, Before::Full(_)));
+        let index = line("U", &all, &["c"]);
+        let found = shape(Some(&now()), None, &index);
+        assert_eq!(found.relation.identity, Identity::Index);
+        assert_eq!(columns(&found), [("id", 7, false), ("a", 7, false), ("c", 7, true)]);
+        let usual = line("D", &[], &["id"]);
+        let found = shape(Some(&now()), None, &usual);
+        assert_eq!(found.relation.identity, Identity::Default);
+        assert_eq!(columns(&found).len(), 3, "a delete names its key alone");
+    }
+
+    #[test]
+    fn a_table_that_is_gone_is_what_its_lines_say() {
+        let update = line("U", &[(1, "id", 23), (2, "a", 25)], &["id"]);
+        let found = shape(None, None, &update);
+        assert_eq!(columns(&found), [("id", -1, true), ("a", -1, false)]);
+        let shorter = line("U", &[(1, "id", 23)], &["id"]);
+        assert_eq!(found.fit(&parse(&shorter)), Fit::Partial, "a large text may be left out");
+        let (_, after) = found.rows(&parse(&shorter));
+        assert_eq!(after.unwrap().value(1), Some(Value::Unchanged));
+    }
+}

@@ -96,7 +96,8 @@ mod tests {
 
     fn row(columns: &str, identity: &str) -> RowChange<'static> {
         let line = format!(
-            r#"{{"action":"U","schema":"s","table":"t","columns":[{columns}],"identity":[{identity}]}}"#
+            r#"{{"action":"U","schema":"s","table":"t","columns":[{columns}],
+               "identity":[{identity}]}}"#
         );
         let line: &'static str = Box::leak(line.into_boxed_str());
         match line::parse(line.as_bytes()).unwrap().pop() {
