@@ -27,6 +27,12 @@ impl Globs {
         let any = |globs: &[String]| globs.iter().any(|glob| matches(glob, &name));
         (self.chosen.is_empty() || any(&self.chosen)) && !any(&self.taken_away)
     }
+
+    /// Whether some glob with `!` takes the table away.
+    pub fn takes_away(&self, schema: &str, table: &str) -> bool {
+        let name = format!("{schema}.{table}");
+        self.taken_away.iter().any(|glob| matches(glob, &name))
+    }
 }
 
 /// Whether a name is one that a glob means. Goes back to the last `*` alone, so that the time is

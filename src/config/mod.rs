@@ -91,11 +91,12 @@ pub struct Postgres {
     #[serde(default)]
     #[schemars(example = &"walrace_app")]
     pub slot: Option<String>,
-    /// The publication; by default `walrace_<source>`. One that exists is adopted.
+    /// The publication; by default `walrace_<source>`. One that exists is adopted. For `pgoutput`
+    /// only.
     #[serde(default)]
     #[schemars(example = &"walrace_app")]
     pub publication: Option<String>,
-    /// The decoder on the server.
+    /// The decoder on the server. A slot keeps the one that it was made with.
     #[serde(default)]
     pub plugin: Plugin,
     /// Publish changes of partitions under the name of their root table.
@@ -147,6 +148,19 @@ pub enum Plugin {
     /// Built into PostgreSQL.
     #[default]
     Pgoutput,
+    /// wal2json 2.5 or newer, with `format-version` 2. It needs no publication, and has to be
+    /// installed at the server.
+    Wal2json,
+}
+
+impl Plugin {
+    /// Its name, as the server has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Plugin::Pgoutput => "pgoutput",
+            Plugin::Wal2json => "wal2json",
+        }
+    }
 }
 
 /// What to do with a table that has no replica identity: publishing its updates and deletes would

@@ -9,7 +9,7 @@ use std::{
 use url::Url;
 
 use super::{
-    Config, Postgres, Rules, Secret, Sink, SinkKind, Source, document::Places, read::hint,
+    Config, Plugin, Postgres, Rules, Secret, Sink, SinkKind, Source, document::Places, read::hint,
 };
 use crate::error::{Error, Result};
 
@@ -86,6 +86,11 @@ impl Check<'_> {
                     .error(&format!("{path}.{key}"), &what)
                     .remedy("1 to 63 of a-z, 0-9 and _"));
             }
+        }
+        if postgres.plugin == Plugin::Wal2json && postgres.publication.is_some() {
+            let what = format!("`{path}.publication` means nothing to the plugin wal2json");
+            let error = self.places.error(&format!("{path}.publication"), &what);
+            return Err(error.remedy("take it out; `tables` chooses what is captured"));
         }
         Ok(())
     }

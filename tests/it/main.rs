@@ -43,6 +43,7 @@ mod source;
 mod source_history;
 mod source_login;
 mod source_tables;
+mod source_wal2json;
 mod tokens;
 mod types;
 mod verify;

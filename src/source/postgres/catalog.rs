@@ -211,7 +211,7 @@ impl Catalog {
     }
 
     /// Asks once more over a new connection where the old one has broken meanwhile.
-    fn query(&mut self, sql: &str) -> Result<Vec<TextRow>> {
+    pub(super) fn query(&mut self, sql: &str) -> Result<Vec<TextRow>> {
         if let Some(client) = &mut self.client {
             match client.query(sql) {
                 Ok(rows) => return Ok(rows),

@@ -263,11 +263,11 @@ pub(super) fn ensure_slot(
 
 fn create_slot(client: &mut Client, settings: &Settings, server: &Server) -> Result<()> {
     if !settings.config.create {
-        let sql = slot::create_sql(&settings.slot, server.version);
+        let sql = slot::create_sql(settings, server.version);
         return Err(Error::config(format!("the slot `{}` is missing", settings.slot))
             .remedy(format!("run: {sql};")));
     }
-    slot::create(client, &settings.slot, server.version)
+    slot::create(client, settings, server.version)
 }
 
 /// Removes the obstacle by accepting it: the slot is there afterwards, and the gap is returned for

@@ -1,4 +1,4 @@
-//! PostgreSQL as a source: logical replication with `pgoutput`.
+//! PostgreSQL as a source: logical replication with `pgoutput`, or with `wal2json`.
 //!
 //! ```text
 //!  open(): url ─► wire (auth, tls) ─► checks ─► publication ─► slot ─► stream
@@ -38,6 +38,7 @@ mod stats;
 mod stream;
 mod tls;
 mod url;
+pub mod wal2json;
 mod wire;
 
 pub use compared::{Compared, compared, uncaptured};
@@ -55,7 +56,7 @@ use checks::Server;
 use publication::Published;
 use settings::Settings;
 use stream::{Reader, Shared};
-use wire::{Client, Purpose, Socket};
+use wire::{Client, Frames, Purpose, Socket, Stream};
 
 /// How long a source that is dropped waits for its thread to end.
 const FAREWELL_WAIT: Duration = Duration::from_millis(500);
@@ -139,7 +140,7 @@ fn try_open(settings: &Settings, known: &Known) -> Result<Opened> {
     let mut client = Client::connect(&settings.target, Purpose::Sql)?;
     let found = slot::read(&mut client, &settings.slot)?;
     if let Some(slot) = &found {
-        slot::check(slot, &settings.slot, &server.database)?;
+        slot::check(slot, settings, &server.database)?;
     }
     checks::compare(&mut walsender, settings, known, &server, found.as_ref())?
         .map_err(|obstacle| obstacle.into_error(&settings.name))?;
@@ -162,14 +163,15 @@ fn start_reading(
     walsender: Client,
     (start, published): (Position, &Published),
 ) -> Result<Postgres> {
-    let names: Vec<_> = published.names.iter().map(|name| quote_name(name)).collect();
-    let connection = walsender.start_copy(&format!(
-        "START_REPLICATION SLOT {} LOGICAL {} (proto_version '1', publication_names {}, \
-         messages 'true')",
-        quote_name(&settings.slot),
-        start.lsn,
-        quote_text(&names.join(","))
-    ))?;
+    let (connection, decoder) = match settings.config.plugin {
+        config::Plugin::Wal2json => {
+            let (connection, decoder) = wal2json::begin(walsender, settings, start.lsn)?;
+            (connection, Some(decoder))
+        }
+        config::Plugin::Pgoutput => {
+            (begin_pgoutput(walsender, settings, (start, published))?, None)
+        }
+    };
     let cannot = || "cannot set up the connection";
     let socket = connection.0.socket().try_clone().class(Class::Retry, cannot)?;
     let shared = Arc::new(Shared::new(start.lsn, Arc::default()));
@@ -177,7 +179,8 @@ fn start_reading(
     let reader = Reader::new(connection, start, catalog, Arc::clone(&shared))
         .class(Class::Retry, cannot)?
         .with_sender_timeout(Duration::from_millis(server.sender_timeout_ms))
-        .with_change_bytes_max(settings.config.change_bytes_max);
+        .with_change_bytes_max(settings.config.change_bytes_max)
+        .with_wal2json(decoder);
     let ended = Arc::clone(&shared);
     thread(format!("read {}", settings.name), move || {
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| reader.run()));
@@ -187,6 +190,21 @@ fn start_reading(
     })?;
     let reconciler = published.managed.then(|| Reconciler::start(settings.clone())).transpose()?;
     Ok(Postgres { shared, socket, reconciler })
+}
+
+fn begin_pgoutput(
+    walsender: Client,
+    settings: &Settings,
+    (start, published): (Position, &Published),
+) -> Result<(Stream, Frames)> {
+    let names: Vec<_> = published.names.iter().map(|name| quote_name(name)).collect();
+    Ok(walsender.start_copy(&format!(
+        "START_REPLICATION SLOT {} LOGICAL {} (proto_version '1', publication_names {}, \
+         messages 'true')",
+        quote_name(&settings.slot),
+        start.lsn,
+        quote_text(&names.join(","))
+    ))?)
 }
 
 fn thread(name: String, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {

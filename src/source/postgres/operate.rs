@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     change::Lsn,
-    config::{self, Secret},
+    config::{self, Plugin, Secret},
     error::{Class, Result},
 };
 
@@ -103,7 +103,11 @@ pub(super) fn read_status(client: &mut Client, settings: &Settings) -> Result<St
         invalidation: slot.invalidation,
     });
     let mut publications = Vec::new();
-    for name in [&settings.publication, &settings.inserts] {
+    let names = match settings.config.plugin {
+        Plugin::Pgoutput => &[&settings.publication, &settings.inserts][..],
+        Plugin::Wal2json => &[],
+    };
+    for name in names {
         if let Some(found) = publication::read(client, name)? {
             publications.push(PublicationStatus {
                 all_tables: found.all_tables,
@@ -126,7 +130,7 @@ pub async fn create(name: &str, config: &config::Postgres) -> Result<Status> {
         checks::check_server(&server)?;
         let mut client = Client::connect(&settings.target, Purpose::Sql)?;
         let (slot, _) = checks::ensure_slot(&mut client, &settings, &server)?;
-        slot::check_kind(&slot, &settings.slot, &server.database)?;
+        slot::check_kind(&slot, &settings, &server.database)?;
         read_status(&mut client, &settings)
     })
     .await

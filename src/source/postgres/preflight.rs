@@ -11,10 +11,11 @@ use super::{
     settings::Settings,
     slot,
     url::Host,
+    wal2json,
     wire::{Client, Purpose},
 };
 use crate::{
-    config::{self, WithoutIdentity},
+    config::{self, Plugin, WithoutIdentity},
     error::Result,
     tls::Mode,
 };
@@ -108,6 +109,7 @@ fn look_at_database(settings: &Settings, client: &mut Client, report: &mut Repor
         ),
     }
     look_at_settings(client, &status, report)?;
+    look_at_plugin(settings, client, report)?;
     look_at_slot(settings, &status, client, report)?;
     look_at_tables(settings, &status, client, report)
 }
@@ -153,6 +155,34 @@ fn look_at_settings(client: &mut Client, status: &Status, report: &mut Report) -
     Ok(())
 }
 
+/// pgoutput is always there.
+fn look_at_plugin(settings: &Settings, client: &mut Client, report: &mut Report) -> Result<()> {
+    if settings.config.plugin != Plugin::Wal2json {
+        return Ok(());
+    }
+    match wal2json::is_installed(client) {
+        Some(true) => report.ok("plugin wal2json", "installed".into()),
+        Some(false) => report.0.push(error_finding("plugin wal2json", &wal2json::missing())),
+        None => report.warn(
+            "plugin wal2json",
+            "the server does not say whether it is installed".into(),
+            None,
+        ),
+    }
+    match client.value("select current_setting('server_encoding')")?.as_deref() {
+        Some("UTF8" | "SQL_ASCII") => {}
+        other => report.error(
+            "encoding",
+            format!(
+                "{}: the plugin wal2json does not convert it; use plugin = \"pgoutput\"",
+                other.unwrap_or("unknown")
+            ),
+            None,
+        ),
+    }
+    Ok(())
+}
+
 fn look_at_slot(
     settings: &Settings,
     status: &Status,
@@ -161,14 +191,14 @@ fn look_at_slot(
 ) -> Result<()> {
     let subject = format!("slot {}", settings.slot);
     let Some(slot) = slot::read(client, &settings.slot)? else {
-        let sql = slot::create_sql(&settings.slot, status.version);
+        let sql = slot::create_sql(settings, status.version);
         match settings.config.create {
             true => report.ok(&subject, "not there yet; it will be created".into()),
             false => report.error(&subject, "missing".into(), Some(sql)),
         }
         return Ok(());
     };
-    if let Err(error) = slot::check_kind(&slot, &settings.slot, &status.database) {
+    if let Err(error) = slot::check_kind(&slot, settings, &status.database) {
         report.0.push(error_finding(&subject, &error));
         return Ok(());
     }
@@ -193,6 +223,10 @@ fn look_at_tables(
     }
     for table in &chosen {
         look_at_table(settings, table, report);
+    }
+    if settings.config.plugin != Plugin::Pgoutput {
+        report.ok("publication", "the plugin needs none".into());
+        return Ok(());
     }
     let subject = format!("publication {}", settings.publication);
     let Some(main) = status.publications.iter().find(|p| p.name == settings.publication) else {

@@ -14,7 +14,7 @@ use super::{
     wire::Client,
 };
 use crate::{
-    config::{Globs, WithoutIdentity},
+    config::{Globs, Plugin, WithoutIdentity},
     error::{Error, Result},
 };
 
@@ -226,6 +226,11 @@ pub(super) fn ensure(
     settings: &Settings,
     slot_exists: bool,
 ) -> Result<Published> {
+    if settings.config.plugin != Plugin::Pgoutput {
+        // Nothing is published: what is read is chosen where it arrives.
+        refusal(settings, &wanted(client, settings)?, true)?;
+        return Ok(Published { names: Vec::new(), managed: false });
+    }
     let main = read(client, &settings.publication)?;
     if let Some(main) = &main
         && !is_managed(settings, main)
@@ -363,6 +368,9 @@ fn alter_sql(publication: &Publication, tables: &[Candidate]) -> Vec<String> {
 
 /// Drops the publications that Walrace may change; those that are not there are dropped already.
 pub(super) fn drop(client: &mut Client, settings: &Settings) -> Result<()> {
+    if settings.config.plugin != Plugin::Pgoutput {
+        return Ok(());
+    }
     let Some(main) = read(client, &settings.publication)? else {
         return drop_one(client, &settings.inserts);
     };

@@ -4,10 +4,13 @@
 use super::{
     catalog::{Cells, quote_text},
     failure::Failure,
+    settings::Settings,
+    wal2json,
     wire::Client,
 };
 use crate::{
     change::Lsn,
+    config::Plugin,
     error::{Error, Result},
 };
 
@@ -56,21 +59,30 @@ pub(super) fn read(client: &mut Client, name: &str) -> Result<Option<Slot>> {
 }
 
 /// The SQL that creates the slot. From version 17 on it survives a failover to a standby.
-pub(super) fn create_sql(name: &str, version: u32) -> String {
+pub(super) fn create_sql(settings: &Settings, version: u32) -> String {
     let failover = if version >= 17 { ", failover => true" } else { "" };
-    format!("select pg_create_logical_replication_slot({}, 'pgoutput'{failover})", quote_text(name))
+    format!(
+        "select pg_create_logical_replication_slot({}, '{}'{failover})",
+        quote_text(&settings.slot),
+        settings.config.plugin.name()
+    )
 }
 
 /// Creates the slot. The server waits for every transaction that is open, within limits.
-pub(super) fn create(client: &mut Client, name: &str, version: u32) -> Result<()> {
+pub(super) fn create(client: &mut Client, settings: &Settings, version: u32) -> Result<()> {
+    let name = &settings.slot;
     client.query("set statement_timeout = '50s'")?;
-    let outcome = client.query(&create_sql(name, version));
+    let outcome = client.query(&create_sql(settings, version));
     let _ = client.query("set statement_timeout = 0");
     match outcome {
         Ok(_) => Ok(()),
         Err(failure) if failure.code() == "57014" => {
             Err(Error::retry(format!("creating the slot `{name}` waits for an open transaction"))
                 .remedy("end it: select pid, xact_start, query from pg_stat_activity order by 2"))
+        }
+        // a plugin that is built in is always there
+        Err(failure) if failure.code() == "58P01" && settings.config.plugin != Plugin::Pgoutput => {
+            Err(wal2json::missing().context(format!("while creating the slot `{name}`")))
         }
         Err(failure) => {
             Err(Error::from(failure).context(format!("while creating the slot `{name}`")))
@@ -95,8 +107,9 @@ pub(super) fn drop(client: &mut Client, name: &str) -> Result<()> {
 }
 
 /// That the slot is one that Walrace can read, and that nobody else reads it now.
-pub(super) fn check(slot: &Slot, name: &str, database: &str) -> Result<()> {
-    check_kind(slot, name, database)?;
+pub(super) fn check(slot: &Slot, settings: &Settings, database: &str) -> Result<()> {
+    check_kind(slot, settings, database)?;
+    let name = &settings.slot;
     match slot.active_pid {
         Some(pid) => Err(Error::retry(format!(
             "the slot `{name}` is read by another process (pid {pid} of the server)"
@@ -107,14 +120,15 @@ pub(super) fn check(slot: &Slot, name: &str, database: &str) -> Result<()> {
 }
 
 /// That the slot is one that Walrace can read.
-pub(super) fn check_kind(slot: &Slot, name: &str, database: &str) -> Result<()> {
+pub(super) fn check_kind(slot: &Slot, settings: &Settings, database: &str) -> Result<()> {
+    let (name, plugin) = (&settings.slot, settings.config.plugin.name());
     let wrong = |what: String| {
         Err(Error::config(format!("the slot `{name}` {what}"))
             .remedy("name another one by `slot` in this source, or drop it"))
     };
     match slot.plugin.as_deref() {
-        Some("pgoutput") => {}
-        Some(other) => return wrong(format!("is of the plugin `{other}`, not of pgoutput")),
+        Some(found) if found == plugin => {}
+        Some(found) => return Err(other_plugin(name, found, plugin)),
         None => return wrong("is a physical one".into()),
     }
     if slot.database.as_deref() != Some(database) {
@@ -135,4 +149,14 @@ pub(super) fn check_kind(slot: &Slot, name: &str, database: &str) -> Result<()> 
         ));
     }
     Ok(())
+}
+
+fn other_plugin(slot: &str, found: &str, wanted: &str) -> Error {
+    let known = [Plugin::Pgoutput, Plugin::Wal2json].map(Plugin::name).contains(&found);
+    let adopt = match known {
+        true => format!("to adopt it, set plugin = \"{found}\" in this source; else "),
+        false => String::new(),
+    };
+    Error::config(format!("the slot `{slot}` is of the plugin `{found}`, not of `{wanted}`"))
+        .remedy(format!("{adopt}name another one by `slot` in this source, or drop it"))
 }

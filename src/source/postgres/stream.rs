@@ -31,6 +31,7 @@ use super::{
     catalog::Catalog,
     failure::{ServerError, broken},
     stats::Stats,
+    wal2json,
     wire::{Frames, Stream},
 };
 use crate::{
@@ -193,6 +194,8 @@ pub(super) struct Reader {
     frames: Frames,
     assembler: Assembler,
     catalog: Catalog,
+    /// Where the slot is of that plugin.
+    wal2json: Option<wal2json::Decoder>,
     shared: Arc<Shared>,
     change_bytes_max: usize,
     status_interval: Duration,
@@ -230,6 +233,7 @@ impl Reader {
             assembler: Assembler::new(start),
             catalog,
             shared,
+            wal2json: None,
             change_bytes_max: usize::MAX,
             status_interval: STATUS_INTERVAL_MAX,
             last_status: now,
@@ -259,6 +263,13 @@ impl Reader {
     #[must_use]
     pub(super) fn with_change_bytes_max(mut self, bytes: usize) -> Self {
         self.change_bytes_max = bytes;
+        self
+    }
+
+    /// Decodes lines of wal2json where a decoder for them is given.
+    #[must_use]
+    pub(super) fn with_wal2json(mut self, decoder: Option<wal2json::Decoder>) -> Self {
+        self.wal2json = decoder;
         self
     }
 
@@ -327,6 +338,8 @@ impl Reader {
             return Ok(());
         }
         let what = match begun.get(RELATION - 1..) {
+            Some(line) if self.wal2json.is_some() => wal2json::table_of(line)
+                .map_or_else(|| "a change".to_owned(), |table| format!("a change of {table}")),
             Some([b'M', ..]) => "a logical message".to_owned(),
             Some([_, oid @ ..]) => oid
                 .first_chunk()
@@ -373,6 +386,11 @@ impl Reader {
                     let error = super::failure::Failure::Server(ServerError::parse(&message));
                     return Err(Error::from(error).context("while reading the stream"));
                 }
+                b'N' => {
+                    if let Some(decoder) = &mut self.wal2json {
+                        decoder.notice(&message)?;
+                    }
+                }
                 b'c' | b'C' => return Err(Error::retry("the server ended the stream")),
                 _ => {}
             }
@@ -385,6 +403,9 @@ impl Reader {
             Some(b'w') if message.len() > 25 => {
                 message.advance(25); // start, end, and the time of sending
                 let catalog = &mut self.catalog;
+                if let Some(decoder) = &mut self.wal2json {
+                    return decoder.feed(&mut self.assembler, &message, catalog);
+                }
                 assemble::feed(&mut self.assembler, message, &mut |r| catalog.resolve(r))
             }
             Some(b'k') if message.len() == 18 => {

@@ -122,11 +122,24 @@ impl Facts {
 }
 
 /// A table of the oracle, with all that fills it.
-struct Table {
-    name: String,
+pub(crate) struct Table {
+    pub(crate) name: String,
     setup: String,
     /// Type, borders, random value.
-    columns: Vec<(String, Vec<String>, String)>,
+    pub(crate) columns: Vec<(String, Vec<String>, String)>,
+}
+
+/// Creates a table for each family of built-in types that the server has.
+pub(crate) async fn create_builtin(cluster: &Cluster) -> Vec<Table> {
+    let facts = Facts::of(cluster).await;
+    let mut tables = Vec::new();
+    for family in builtin::FAMILIES {
+        let had = family.columns.iter().copied().filter(|column| facts.have(column));
+        let table = Table::plain(family, &had.collect::<Vec<_>>(), &facts);
+        table.create(cluster).await;
+        tables.push(table);
+    }
+    tables
 }
 
 impl Table {
