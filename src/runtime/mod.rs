@@ -20,6 +20,7 @@ use tracing::warn;
 
 use self::{capturing::Capturing, delivering::Delivering, workers::Workers};
 pub use self::{
+    capturing::{known, known_to},
     delivering::{Moved, To},
     part::{Backoff, Next, Part, State},
     status::{SinkStatus, SourceStatus, Status},

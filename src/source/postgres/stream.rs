@@ -29,7 +29,7 @@ use tokio::sync::Notify;
 use super::{
     assemble::{self, Assembler},
     catalog::Catalog,
-    failure::{ServerError, broken},
+    failure::{ServerError, broken, notice},
     stats::Stats,
     wire::{Frames, Stream},
 };
@@ -169,10 +169,17 @@ impl Shared {
     pub(super) fn end(&self, error: Option<Error>) {
         let mut queue = self.lock();
         queue.ended = true;
-        queue.error = error;
+        // The first one is the cause.
+        queue.error = queue.error.take().or(error);
         drop(queue);
         self.arrived.notify_one();
         self.room.notify_all();
+    }
+
+    /// Ends the stream with `error`, which another thread has found.
+    pub(super) fn fail(&self, error: Error) {
+        self.end(Some(error));
+        self.stop();
     }
 
     /// Waits until the reader has ended, but not longer than `limit`.
@@ -374,6 +381,7 @@ impl Reader {
                     return Err(Error::from(error).context("while reading the stream"));
                 }
                 b'c' | b'C' => return Err(Error::retry("the server ended the stream")),
+                b'N' => notice(&message)?,
                 _ => {}
             }
         }
@@ -493,7 +501,7 @@ impl Reader {
 const RELATION: usize = 5 + 25 + 1;
 
 /// CopyDone and Terminate.
-const FAREWELL: &[u8] = b"c\0\0\0\x04X\0\0\0\x04";
+pub(super) const FAREWELL: &[u8] = b"c\0\0\0\x04X\0\0\0\x04";
 
 /// The period in which a read should find `PERIOD_BYTES`, when in `period` it found `read`.
 fn next_period(period: Duration, read: usize, within: &RangeInclusive<Duration>) -> Duration {
@@ -507,7 +515,7 @@ fn sleep_exactly() {
     let _ = rustix::thread::set_current_timer_slack(std::num::NonZero::new(1000));
 }
 
-fn is_timeout(error: &io::Error) -> bool {
+pub(super) fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
