@@ -16,7 +16,7 @@ use bytes::{Buf, BufMut, Bytes};
 use super::{
     catalog::{quote_name, quote_text},
     checks::Look,
-    failure::{Failure, ServerError, broken},
+    failure::{Failure, ServerError, broken, notice},
     pgoutput::{self, Message},
     publication, slot,
     stream::{FAREWELL, is_timeout},
@@ -29,11 +29,13 @@ use crate::{
 
 /// The server is asked this often how far it is.
 const ASK_INTERVAL: Duration = Duration::from_millis(100);
-/// A server that says nothing for this long is gone.
+/// A server that comes no further for this long is gone, or has nothing more.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 /// How long the server may take to free the slot that was read here.
 const RELEASE_MAX: Duration = Duration::from_secs(10);
 const RELEASE_POLL: Duration = Duration::from_millis(10);
+/// SQLSTATE of a publication that is not there.
+const UNDEFINED: &str = "42704";
 const BUFFER_BYTES: usize = 256 << 10;
 
 /// What the server has instead of the journal's transactions.
@@ -68,7 +70,7 @@ pub(super) fn compare(
     match outcome {
         Ok(()) => Ok(comparison.difference),
         // A publication was made after the slot: the stream begins behind that, or says it again.
-        Err(Failure::Server(error)) if error.code == "42704" => {
+        Err(Failure::Server(error)) if error.code == UNDEFINED => {
             let source = &look.settings.name;
             tracing::warn!(%source, %error, "what the slot still has cannot be compared");
             Ok(None)
@@ -76,6 +78,24 @@ pub(super) fn compare(
         Err(failure) => {
             Err(Error::from(failure).context("while comparing the server with the journal"))
         }
+    }
+}
+
+/// Whether the server refuses to send what comes next, because a publication was not there when it
+/// was written. Reads up to the first row.
+pub(super) fn is_refused(client: &mut Client, look: &Look<'_>, progress: Position) -> Result<bool> {
+    let names = published_before(client, look)?;
+    if names.is_empty() || look.slot.is_none() {
+        return Ok(false);
+    }
+    let mut comparison = Comparison::new(Recent::default(), progress.lsn, look.server.flush);
+    comparison.until_row = true;
+    let outcome = read_again(look, &names, &mut comparison);
+    release(client, look)?;
+    match outcome {
+        Ok(()) => Ok(false),
+        Err(Failure::Server(error)) if error.code == UNDEFINED => Ok(true),
+        Err(failure) => Err(failure.into()),
     }
 }
 
@@ -122,7 +142,7 @@ fn read_until_done(
     look: &Look<'_>,
     comparison: &mut Comparison,
 ) -> std::result::Result<(), Failure> {
-    let (mut heard, mut asked) = (Instant::now(), None::<Instant>);
+    let (mut moved, mut asked) = ((Instant::now(), comparison.reached), None::<Instant>);
     while !comparison.done {
         if asked.is_none_or(|asked| asked.elapsed() >= ASK_INTERVAL) {
             ask(stream)?;
@@ -138,9 +158,8 @@ fn read_until_done(
         }
         match frames.fill(stream) {
             Ok(0) => return Err(broken(io::ErrorKind::UnexpectedEof.into()).into()),
-            Ok(_) => heard = Instant::now(),
-            Err(error) if is_timeout(&error) && heard.elapsed() < SILENCE_MAX => {}
-            Err(error) => return Err(broken(error).into()),
+            Err(error) if !is_timeout(&error) => return Err(broken(error).into()),
+            _ => {}
         }
         while !comparison.done
             && let Some((tag, body)) = frames.next()?
@@ -148,9 +167,20 @@ fn read_until_done(
             match tag {
                 b'd' => comparison.take(body)?,
                 b'E' => return Err(Failure::Server(ServerError::parse(&body))),
+                b'N' if notice(&body).is_err() => {
+                    let code = UNDEFINED.to_owned();
+                    let refused = ServerError { code, ..ServerError::parse(&body) };
+                    return Err(Failure::Server(refused));
+                }
                 b'c' | b'C' => return Err(Error::retry("the server ended the stream").into()),
                 _ => {}
             }
+        }
+        if comparison.reached > moved.1 {
+            moved = (Instant::now(), comparison.reached);
+        } else if moved.0.elapsed() > SILENCE_MAX {
+            let what = format!("the server does not come beyond {}", comparison.agreed);
+            return Err(Error::retry(what).into());
         }
     }
     Ok(())
@@ -192,8 +222,12 @@ struct Comparison {
     progress: Lsn,
     agreed: Lsn,
     open: Option<Transaction>,
+    /// How far the server has come, and what it has sent of that.
+    reached: (u64, u64),
     /// The open one changed a row.
     rows: bool,
+    /// The first row ends it.
+    until_row: bool,
     done: bool,
     difference: Option<Difference>,
 }
@@ -205,7 +239,9 @@ impl Comparison {
             progress,
             agreed: from,
             open: None,
+            reached: (0, 0),
             rows: false,
+            until_row: false,
             done: false,
             difference: None,
         }
@@ -216,11 +252,13 @@ impl Comparison {
         match body.first() {
             Some(b'w') if body.len() > 25 => {
                 body.advance(25); // start, end, and the time of sending
+                self.reached.1 += 1;
                 self.message(pgoutput::decode(body)?);
             }
             Some(b'k') if body.len() == 18 => {
                 body.advance(1);
-                if self.open.is_none() && body.get_u64() >= self.progress.0 {
+                self.reached.0 = self.reached.0.max(body.get_u64());
+                if self.open.is_none() && self.reached.0 >= self.progress.0 {
                     self.finish();
                 }
             }
@@ -239,7 +277,10 @@ impl Comparison {
             Message::Insert { .. }
             | Message::Update { .. }
             | Message::Delete { .. }
-            | Message::Truncate { .. } => self.rows = true,
+            | Message::Truncate { .. } => {
+                self.rows = true;
+                self.done |= self.until_row;
+            }
             Message::Commit { .. } => {
                 if let Some(sent) = self.open.take().filter(|_| self.rows) {
                     self.compare(sent);

@@ -137,7 +137,7 @@ pub async fn accept_gap(
         let (verdict, (mut client, server, slot)) = compare(&settings, &known)?;
         let look =
             Look { settings: &settings, known: &known, server: &server, slot: slot.as_ref() };
-        let obstacle = match verdict {
+        let obstacle = match further(verdict, &mut client, &look)? {
             Ok(()) => {
                 let what = format!("there is no gap in the source `{}`", settings.name);
                 return Err(Error::config(what).remedy("`walrace run` goes on where it was"));
@@ -165,10 +165,27 @@ pub async fn obstacle(
 ) -> Result<Option<Error>> {
     let settings = Settings::new(name, config)?;
     blocking(move || {
-        let (verdict, _) = compare(&settings, &known)?;
+        let (verdict, (mut client, server, slot)) = compare(&settings, &known)?;
+        let look =
+            Look { settings: &settings, known: &known, server: &server, slot: slot.as_ref() };
+        let verdict = further(verdict, &mut client, &look)?;
         Ok(verdict.err().map(|obstacle| obstacle.into_error(&settings.name)))
     })
     .await
+}
+
+/// Looks at what the stream itself would run into.
+fn further(
+    verdict: checks::Verdict,
+    client: &mut Client,
+    look: &Look<'_>,
+) -> Result<checks::Verdict> {
+    match (verdict, look.known.progress) {
+        (Ok(()), Some(progress)) if history::is_refused(client, look, progress)? => {
+            Ok(Err(watch::written_without(&look.settings.publication, progress)))
+        }
+        (verdict, _) => Ok(verdict),
+    }
 }
 
 type Found = (Client, Server, Option<slot::Slot>);

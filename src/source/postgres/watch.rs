@@ -93,13 +93,22 @@ pub(super) fn compare(
 }
 
 fn gone(name: &str, made_anew: bool, progress: Position) -> Obstacle {
-    let what = if made_anew { "dropped and made anew" } else { "dropped" };
+    let what = if made_anew { "was dropped and made anew" } else { "was dropped" };
+    undecodable(name, what, progress)
+}
+
+/// The publication was made after a part of the log that the slot still has.
+pub(super) fn written_without(name: &str, progress: Position) -> Obstacle {
+    undecodable(name, "was not there yet when this part of the log was written", progress)
+}
+
+fn undecodable(name: &str, what: &str, progress: Position) -> Obstacle {
     Obstacle::Gap(Missing {
         renew: true,
-        remedy: Some("no other process may drop it".into()),
+        remedy: Some("nobody else may drop it".into()),
         ..Missing::new(
             format!(
-                "the publication `{name}` was {what}: the server cannot decode the log that was \
+                "the publication `{name}` {what}: the server cannot decode the log that was \
                  written without it"
             ),
             format!("{} to now", progress.lsn),

@@ -49,6 +49,11 @@ impl Scene {
         scene
     }
 
+    /// Of parts that a test has made itself.
+    pub(crate) fn at_rest(cluster: Cluster, server: Server, file: FileRecorder) -> Self {
+        Self { cluster, server, file, inserted: Vec::new() }
+    }
+
     /// Leads the source elsewhere, from the next start on.
     pub(crate) fn lead_to(&self, cluster: &Cluster, keys: &str) {
         self.server.set_config(&config(&cluster.unix_url(), keys));

@@ -1,8 +1,8 @@
 //! Publications that are dropped, and tables that are taken out of them.
 
 use crate::{
-    gaps::{Scene, insert},
-    kit::Setup,
+    gaps::{PATIENCE, Scene, insert},
+    kit::{Cluster, FileRecorder, Server, Setup, wait_for},
 };
 
 const REMEDY: &str = "--accept-gap";
@@ -123,7 +123,7 @@ async fn a_table_that_was_taken_out_and_put_back_meanwhile_is_a_gap() {
 
 #[tokio::test]
 async fn a_table_that_its_owner_takes_out_of_his_own_publication_is_told_and_the_rest_goes_on() {
-    let cluster = crate::kit::Cluster::start().await;
+    let cluster = Cluster::start().await;
     cluster.sql("create table other (id int primary key)").await;
     cluster.sql("create publication theirs for table other").await;
     let keys = format!("{QUICK}publication = \"theirs\"\ntables = [\"public.other\"]\n");
@@ -133,7 +133,7 @@ async fn a_table_that_its_owner_takes_out_of_his_own_publication_is_told_and_the
     scene.arrived().await;
     scene.cluster.sql("alter publication theirs drop table other").await;
     let told = async || scene.server.log().contains("took the table out").then_some(());
-    crate::kit::wait_for(super::PATIENCE, told, || scene.server.log()).await;
+    wait_for(PATIENCE, told, || scene.server.log()).await;
     scene.goes_on_running(1000..1010).await;
 }
 
@@ -155,4 +155,26 @@ async fn tables_that_are_dropped_renamed_or_not_wanted_any_more_are_no_gap() {
     let keys = format!("{QUICK}tables = [\"public.t\"]\n");
     scene.server.set_config(&super::config(&scene.cluster.unix_url(), &keys));
     scene.goes_on(10..20).await;
+}
+
+#[tokio::test]
+async fn a_publication_that_is_younger_than_the_slot_is_a_gap_that_can_be_accepted() {
+    for version in [None, Some(18)] {
+        let cluster = Cluster::with(Setup { version, ..Setup::default() }).await;
+        cluster.sql("create table t (id int primary key, v text)").await;
+        let slot = "select pg_create_logical_replication_slot('walrace_app', 'pgoutput')";
+        cluster.sql(slot).await;
+        insert(&cluster, 0..10).await;
+        cluster.sql("create publication walrace_app for table t").await;
+        let mut server = Server::new(&super::config(&cluster.unix_url(), ""));
+        server.start();
+        let file = FileRecorder::new(server.path("lake.jsonl"));
+        let refused = async || server.log().contains(REMEDY).then_some(());
+        wait_for(PATIENCE, refused, || server.log()).await;
+        server.kill();
+        let mut scene = Scene::at_rest(cluster, server, file);
+        scene.named_by_commands(&["was not there yet", "to now", REMEDY]);
+        scene.accept(&[], &["was not there yet"]);
+        scene.goes_on(1000..1010).await;
+    }
 }

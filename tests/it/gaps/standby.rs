@@ -66,6 +66,8 @@ async fn all_changes_of_a_loaded_primary_arrive_through_its_standby() {
     assert_eq!(primary.value("select count(*) from pg_replication_slots").await, 1, "only `twin`");
     let slots = "select count(*) from pg_replication_slots where slot_name = 'walrace_app'";
     assert_eq!(scene.cluster.value(slots).await, 1);
+    let (ready, said) = scene.walrace(&["check"]);
+    assert!(ready && said.contains("its primary answers"), "{said}");
 }
 
 #[tokio::test]
