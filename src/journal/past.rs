@@ -8,7 +8,7 @@ use crate::{
 
 /// Changes that are looked at first; each further look goes eight times as far back.
 const WINDOW: u64 = 1 << 10;
-/// Changes that are looked at in all.
+/// Changes that are looked at in all, where there is a transaction among them.
 const WINDOW_MAX: u64 = 1 << 17;
 
 impl Journal {
@@ -28,12 +28,18 @@ impl Inspection {
 fn recent(store: &Store, lsn: Lsn) -> Result<Recent> {
     let mark = store.view().identity.origin.as_ref().and_then(|origin| origin.comparable);
     let floor = mark.map_or(0, |mark| mark.offset);
-    let (start, end) = (store.start().max(floor), store.end());
+    let end = store.end();
     let mut window = WINDOW;
     loop {
+        let start = store.start().max(floor);
         let from = end.saturating_sub(window).max(start);
-        let (mut found, passed) = collect(store, from, lsn)?;
-        if passed || from == start || window >= WINDOW_MAX {
+        let (mut found, passed) = match collect(store, from, lsn) {
+            Err(_) if store.start() > from => continue, // retention took it meanwhile
+            collected => collected?,
+        };
+        // Rows of a backfill may fill any window: then it is widened until there is a transaction.
+        let enough = window >= WINDOW_MAX && !found.transactions.is_empty();
+        if passed || from == start || enough {
             found.complete_from = match mark {
                 _ if passed => Some(lsn),
                 Some(mark) if from == mark.offset => Some(lsn.max(mark.lsn)),
@@ -41,7 +47,7 @@ fn recent(store: &Store, lsn: Lsn) -> Result<Recent> {
             };
             return Ok(found);
         }
-        window *= 8;
+        window = window.saturating_mul(8);
     }
 }
 

@@ -99,7 +99,7 @@ pub(super) enum Obstacle {
     /// Another cluster. A person may say that it continues the same database.
     Cluster { then: String, now: String },
     /// History is missing; it can be accepted as a recorded gap.
-    Gap(Missing),
+    Gap(Box<Missing>),
 }
 
 /// What the journal may lack, and why.
@@ -124,6 +124,10 @@ impl Missing {
 }
 
 impl Obstacle {
+    pub(super) fn gap(missing: Missing) -> Self {
+        Obstacle::Gap(Box::new(missing))
+    }
+
     /// The error that stops the source.
     pub(super) fn into_error(self, name: &str) -> Error {
         let accept = format!("walrace source create {name} --accept-gap");
@@ -212,7 +216,7 @@ fn compare_origin(settings: &Settings, origin: Option<&Origin>, server: &Server)
         // A renamed database is the same one.
         (Some(oid), _) if oid == server.database_oid => Ok(()),
         (None, true) => Ok(()),
-        (Some(oid), true) => Err(Obstacle::Gap(Missing::new(
+        (Some(oid), true) => Err(Obstacle::gap(Missing::new(
             format!(
                 "the database `{}` was dropped and made anew (its oid was {oid}, and is {})",
                 server.database, server.database_oid
@@ -237,7 +241,7 @@ fn foreign(what: &str, then: &str, now: &str) -> Obstacle {
 
 /// `switch`: where the server's history left the timeline of our progress, if it ever was on it.
 fn compare_history(progress: Position, server: &Server, switch: Option<Option<Lsn>>) -> Verdict {
-    let gap = |reason, range| Err(Obstacle::Gap(Missing::new(reason, range)));
+    let gap = |reason, range| Err(Obstacle::gap(Missing::new(reason, range)));
     match switch {
         None if server.flush < progress.lsn => gap(
             format!(
@@ -281,7 +285,7 @@ fn compare_slot(
         return Err(invalidated(settings, cause, progress));
     }
     match slot.confirmed {
-        Some(confirmed) if confirmed > progress.lsn => Err(Obstacle::Gap(Missing {
+        Some(confirmed) if confirmed > progress.lsn => Err(Obstacle::gap(Missing {
             to: Some(server.at(confirmed)),
             ..Missing::new(
                 format!(
@@ -307,7 +311,7 @@ fn invalidated(settings: &Settings, cause: &str, progress: Position) -> Obstacle
         "wal_level_insufficient" => "keep wal_level = logical at the primary",
         _ => "the server's log says why it gave the slot up",
     };
-    Obstacle::Gap(Missing {
+    Obstacle::gap(Missing {
         renew: true,
         remedy: Some(hint.into()),
         ..Missing::new(
@@ -323,7 +327,7 @@ fn invalidated(settings: &Settings, cause: &str, progress: Position) -> Obstacle
 
 fn missing_slot(settings: &Settings, progress: Option<Position>) -> Obstacle {
     let from = progress.map_or("the journal's end".into(), |at| at.lsn.to_string());
-    Obstacle::Gap(Missing::new(
+    Obstacle::gap(Missing::new(
         format!(
             "the slot `{}` is gone: it was dropped, alone or with its database, or the server \
              failed over to a standby that does not have it",
@@ -335,7 +339,7 @@ fn missing_slot(settings: &Settings, progress: Option<Position>) -> Obstacle {
 
 fn put_back(look: &Look<'_>, progress: Position, difference: history::Difference) -> Obstacle {
     let history::Difference { agreed, what } = difference;
-    Obstacle::Gap(Missing {
+    Obstacle::gap(Missing {
         from: Some(Position { timeline: progress.timeline, lsn: agreed, index: 0 }),
         to: look.slot.and_then(|slot| slot.confirmed).map(|lsn| look.server.at(lsn)),
         ..Missing::new(
@@ -452,7 +456,7 @@ pub(super) fn accept(client: &mut Client, look: &Look<'_>, obstacle: Obstacle) -
             format!("the cluster {now} continues what the cluster {then} began"),
             String::new(),
         ),
-        Obstacle::Gap(missing) => missing,
+        Obstacle::Gap(missing) => *missing,
     };
     let Missing { from, to, renew, reason, .. } = missing;
     if renew {

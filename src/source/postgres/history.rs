@@ -85,7 +85,7 @@ pub(super) fn compare(
 /// was written. Reads up to the first row.
 pub(super) fn is_refused(client: &mut Client, look: &Look<'_>, progress: Position) -> Result<bool> {
     let names = published_before(client, look)?;
-    if names.is_empty() || look.slot.is_none() {
+    if names.is_empty() {
         return Ok(false);
     }
     let mut comparison = Comparison::new(Recent::default(), progress.lsn, look.server.flush);
@@ -103,6 +103,10 @@ pub(super) fn is_refused(client: &mut Client, look: &Look<'_>, progress: Positio
 /// ones that are configured.
 fn published_before(client: &mut Client, look: &Look<'_>) -> Result<Vec<String>> {
     let mut names = Vec::new();
+    // Another plugin sends other messages.
+    if look.slot.and_then(|slot| slot.plugin.as_deref()) != Some("pgoutput") {
+        return Ok(names);
+    }
     let configured = [&look.settings.publication, &look.settings.inserts];
     let then = look.known.origin.iter().flat_map(|origin| &origin.publications);
     for (name, _) in then {
@@ -253,7 +257,7 @@ impl Comparison {
             Some(b'w') if body.len() > 25 => {
                 body.advance(25); // start, end, and the time of sending
                 self.reached.1 += 1;
-                self.message(pgoutput::decode(body)?);
+                self.message(&pgoutput::decode(body)?);
             }
             Some(b'k') if body.len() == 18 => {
                 body.advance(1);
@@ -267,8 +271,8 @@ impl Comparison {
         Ok(())
     }
 
-    fn message(&mut self, message: Message) {
-        match message {
+    fn message(&mut self, message: &Message) {
+        match *message {
             Message::Begin { commit_lsn, .. } if commit_lsn >= self.progress => self.finish(),
             Message::Begin { commit_lsn, commit_time, xid } => {
                 self.open = Some(Transaction { xid, commit_lsn, commit_time });
@@ -332,15 +336,15 @@ mod tests {
 
     fn send(comparison: &mut Comparison, sent: Transaction, with_rows: bool) {
         let Transaction { xid, commit_lsn, commit_time } = sent;
-        comparison.message(Message::Begin { commit_lsn, commit_time, xid });
+        comparison.message(&Message::Begin { commit_lsn, commit_time, xid });
         if comparison.done {
             return;
         }
         if with_rows {
             let after = Row::from_values([]);
-            comparison.message(Message::Insert { relation: 1, after });
+            comparison.message(&Message::Insert { relation: 1, after });
         }
-        comparison.message(Message::Commit { commit_lsn, end_lsn: Lsn(commit_lsn.0 + 5) });
+        comparison.message(&Message::Commit { commit_lsn, end_lsn: Lsn(commit_lsn.0 + 5) });
     }
 
     /// What is said of a journal that has 1 to 3, when `sent` comes again and then a new one.

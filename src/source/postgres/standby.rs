@@ -79,7 +79,7 @@ pub(super) fn wait_for_publications(client: &mut Client, names: &[String]) -> Re
 /// Creates the slot on the standby. It begins at a record of the running transactions, which the
 /// primary is asked for meanwhile; an idle one writes none by itself.
 pub(super) fn create_slot(client: &mut Client, settings: &Settings, server: &Server) -> Result<()> {
-    let (done, ended) = std::sync::mpsc::channel::<()>();
+    let (done, ended) = std::sync::mpsc::sync_channel::<()>(1);
     let primary = settings.primary.clone();
     std::thread::scope(|scope| {
         scope.spawn(move || {

@@ -287,6 +287,10 @@ impl Reader {
     }
 
     fn serve(&mut self) -> Result<()> {
+        // What came right behind the answer to START_REPLICATION is here already, and nothing may
+        // follow it: a server that refuses stays connected and silent.
+        let bytes = self.frames.take_whole()?;
+        self.decode(bytes)?;
         while !self.shared.stopped() {
             self.report_if_due()?;
             self.wait_for_room()?;

@@ -103,7 +103,7 @@ pub(super) fn written_without(name: &str, progress: Position) -> Obstacle {
 }
 
 fn undecodable(name: &str, what: &str, progress: Position) -> Obstacle {
-    Obstacle::Gap(Missing {
+    Obstacle::gap(Missing {
         renew: true,
         remedy: Some("nobody else may drop it".into()),
         ..Missing::new(
@@ -117,7 +117,7 @@ fn undecodable(name: &str, what: &str, progress: Position) -> Obstacle {
 }
 
 fn unpublished(tables: &str, progress: Position) -> Obstacle {
-    Obstacle::Gap(Missing {
+    Obstacle::gap(Missing {
         to: Some(progress),
         ..Missing::new(
             format!("somebody took {tables} out of the publication"),
@@ -228,5 +228,5 @@ impl Watch {
 }
 
 fn stop(settings: &Settings, what: String, range: &str) -> Error {
-    Obstacle::Gap(Missing::new(what, range.to_owned())).into_error(&settings.name)
+    Obstacle::gap(Missing::new(what, range.to_owned())).into_error(&settings.name)
 }

@@ -3,6 +3,7 @@
 
 mod cluster;
 mod failover;
+mod past;
 mod publications;
 mod put_back;
 mod slots;
@@ -78,6 +79,20 @@ impl Scene {
             self.inserted.iter().all(|id| ids.contains(id))
         };
         self.file.wait_until(PATIENCE, all).await;
+    }
+
+    /// Waits until the slot is confirmed up to now: it has run for a while then, and a source that
+    /// stops does not look like one that could not start, with which the process ends.
+    pub(crate) async fn confirmed(&self) {
+        let recovery = "case when pg_is_in_recovery() then pg_last_wal_replay_lsn()
+                        else pg_current_wal_lsn() end";
+        let end = self.cluster.value(&format!("select ({recovery})::text")).await;
+        let query = format!(
+            "select confirmed_flush_lsn >= '{}' from pg_replication_slots
+             where slot_name = 'walrace_app'",
+            end.as_str().unwrap()
+        );
+        holds(&self.cluster, &query).await;
     }
 
     /// That no row has arrived twice.

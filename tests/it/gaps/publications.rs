@@ -53,6 +53,7 @@ async fn dropped_in_flight(version: Option<u32>, keys: &str, words: &[&str]) {
     let mut scene = Scene::with(Setup { version, ..Setup::default() }, keys).await;
     scene.insert(0..10).await;
     scene.arrived().await;
+    scene.confirmed().await;
     scene.cluster.sql("drop publication walrace_app").await;
     insert(&scene.cluster, 100..110).await;
     scene.stopped(words).await;
@@ -76,6 +77,7 @@ async fn a_server_that_only_warns_of_a_missing_publication_is_heard() {
 #[tokio::test]
 async fn a_publication_that_is_dropped_is_noticed_without_any_change() {
     let scene = Scene::with(Setup::default(), QUICK).await;
+    scene.confirmed().await;
     scene.cluster.sql("drop publication walrace_app").await;
     scene.stopped(&["the publication `walrace_app` was dropped", REMEDY]).await;
 }
@@ -86,6 +88,7 @@ async fn a_table_that_somebody_takes_out_in_flight_stops_the_source() {
     scene.cluster.sql("create table other (id int primary key)").await;
     scene.insert(0..10).await;
     scene.arrived().await;
+    scene.confirmed().await;
     scene.cluster.sql("alter publication walrace_app drop table t").await;
     insert(&scene.cluster, 100..110).await;
     let words = ["somebody took public.t out of the publication", REMEDY];

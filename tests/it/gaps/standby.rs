@@ -100,6 +100,7 @@ async fn rows_that_the_primary_vacuumed_away_invalidate_the_slot_and_that_is_nam
     let (primary, mut scene) = scene().await;
     scene.insert_at(&primary, 0..10).await;
     scene.arrived().await;
+    scene.confirmed().await;
     scene.cluster.configure("hot_standby_feedback = off");
     scene.cluster.reload().await;
     let free = "select xmin is null and catalog_xmin is null from pg_replication_slots
