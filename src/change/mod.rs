@@ -88,7 +88,9 @@ impl fmt::Display for Position {
 }
 
 /// The database that a journal is filled from: it is compared on every connect.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+///
+/// What was added after the first release is absent in older journals, and then not compared.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Origin {
     /// PostgreSQL's system identifier, as text.
     pub system: String,
@@ -96,6 +98,48 @@ pub struct Origin {
     pub database: String,
     /// The replication slot.
     pub slot: String,
+    /// The database's oid: a renamed database keeps it, one that is made anew has another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub database_oid: Option<u32>,
+    /// The publications that were read, each with its oid.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub publications: Vec<(String, u32)>,
+    /// The tables that they named; empty where there are too many to remember.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub published: Vec<Member>,
+    /// Where the part of the journal begins that can be compared with the server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub comparable: Option<Mark>,
+}
+
+/// A table of a publication.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// The table's oid.
+    pub table: u32,
+    /// The publication's oid.
+    pub publication: u32,
+    /// The oid of the membership: another one once the table was taken out and put back.
+    pub oid: u32,
+}
+
+/// A place in a journal and in its source: all that was committed from `lsn` on has an offset from
+/// `offset` on. A gap that was accepted begins a new one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    /// The offset of the first change behind it.
+    pub offset: u64,
+    /// Where the source was.
+    pub lsn: Lsn,
+}
+
+/// The last transactions of a journal, to be compared with what the server sends again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recent {
+    /// Those that changed rows, in commit order.
+    pub transactions: Vec<Transaction>,
+    /// None that committed from here on is lacking; `None`: nothing can be said.
+    pub complete_from: Option<Lsn>,
 }
 
 /// Why a journal may lack a range of the source's history.

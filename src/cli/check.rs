@@ -24,6 +24,7 @@ pub async fn run(global: &Global) -> Result<ExitCode> {
     for (name, source) in &config.source {
         let config::Source::Postgres(postgres) = source;
         let mut findings = preflight(name, postgres).await;
+        findings.extend(history(&config, (name, postgres)).await);
         findings.push(disk(&config));
         errors += show(&format!("source {name}"), &findings)?;
         // A database that cannot be asked is an error above already.
@@ -48,6 +49,21 @@ fn show(title: &str, findings: &[Finding]) -> Result<usize> {
         print(&line(finding))?;
     }
     Ok(findings.iter().filter(|finding| finding.level == Level::Error).count())
+}
+
+/// Whether the server still has the history that the journal begins.
+async fn history(config: &Config, source: (&str, &config::Postgres)) -> Option<Finding> {
+    match super::source::obstacle(config, source).await {
+        Ok(Some(error)) => Some(failure("history", &error)),
+        Ok(None) if config.data_dir.exists() => Some(Finding {
+            level: Level::Ok,
+            subject: "history".into(),
+            text: "the server has what the journal goes on with".into(),
+            sql: None,
+        }),
+        // One that cannot be asked, or whose slot is read, is told above.
+        _ => None,
+    }
 }
 
 /// Whether a sink could start, and its rules fit the tables of its source, where those are known.

@@ -6,15 +6,12 @@ use clap::Subcommand;
 
 use super::{Global, lag::bytes_text, print, tail::only_source};
 use crate::{
-    change::Batch,
+    change::{Batch, Mark},
     config::{self, Config},
     error::{Class, Classify, Error, Result},
-    journal::Journal,
-    runtime::journal_options,
-    source::{
-        Known,
-        postgres::{self, Status},
-    },
+    journal::{Inspection, Journal},
+    runtime::{journal_options, known, known_to},
+    source::postgres::{self, Status},
 };
 
 /// The commands of `walrace source`.
@@ -45,6 +42,10 @@ pub struct Create {
     /// Go on although a part of the history is lost: the range is recorded in the journal
     #[arg(long)]
     pub accept_gap: bool,
+    /// The system identifier of another cluster that continues the same database, as after
+    /// pg_upgrade or after dump and restore
+    #[arg(long, value_name = "ID", requires = "accept_gap")]
+    pub cluster: Option<String>,
 }
 
 /// Runs one of them.
@@ -54,7 +55,12 @@ pub async fn run(command: Command, global: &Global) -> Result<ExitCode> {
         Command::Status(Name { name }) => {
             let config = global.load()?;
             let (name, source) = pick(&config, name.as_deref())?;
-            print(&render(name, &postgres::status(name, source).await?))?;
+            let mut text = render(name, &postgres::status(name, source).await?);
+            // While it is read, the process that reads it has compared the two.
+            if let Ok(Some(error)) = obstacle(&config, (name, source)).await {
+                text.push_str(&format!("! {error}\n"));
+            }
+            print(&text)?;
         }
         Command::Drop(Name { name }) => {
             let config = global.load()?;
@@ -66,7 +72,7 @@ pub async fn run(command: Command, global: &Global) -> Result<ExitCode> {
             let config = global.load()?;
             let (name, source) = pick(&config, args.name.as_deref())?;
             if args.accept_gap {
-                accept_gap(&config, name, source).await?;
+                accept_gap(&config, (name, source), args.cluster).await?;
             }
             print(&render(name, &postgres::create(name, source).await?))?;
         }
@@ -82,25 +88,47 @@ fn pick<'a>(config: &'a Config, named: Option<&'a str>) -> Result<(&'a str, &'a 
     }
 }
 
+/// Why the source would stop for what its journal has, where that can be told: not before the
+/// first run, and not while the slot is read.
+pub async fn obstacle(
+    config: &Config,
+    (name, source): (&str, &config::Postgres),
+) -> Result<Option<Error>> {
+    let options = journal_options(config, name);
+    if !options.directory.exists() {
+        return Ok(None);
+    }
+    let journal = tokio::task::spawn_blocking(move || Inspection::open(options))
+        .await
+        .class(Class::Bug, || "looking at a journal panicked")??;
+    postgres::obstacle(name, source, known_to(journal)).await
+}
+
 /// Writes the gap into the journal, which nobody else may have open meanwhile, and moves its
 /// progress to where the slot goes on.
-async fn accept_gap(config: &Config, name: &str, source: &config::Postgres) -> Result<()> {
+async fn accept_gap(
+    config: &Config,
+    (name, source): (&str, &config::Postgres),
+    cluster: Option<String>,
+) -> Result<()> {
     let options = journal_options(config, name);
     let journal = tokio::task::spawn_blocking(move || Journal::open(options))
         .await
         .class(Class::Bug, || "the recovery of a journal panicked")??;
     journal.abandon().await?;
-    let known = Known {
-        progress: journal.progress(),
-        origin: journal.origin(),
-        has_changes: journal.end() > 0,
-    };
-    let gap = postgres::accept_gap(name, source, known).await?;
+    let known = known(&journal);
+    let accepted = postgres::accept_gap(name, source, known, cluster).await?;
+    let postgres::Accepted { gap, mut origin } = accepted;
     let text =
         format!("source {name}: recorded a gap from {} to {}: {}\n", gap.from, gap.to, gap.reason);
-    let position = Some(gap.to);
+    let gap_end = gap.to;
+    let position = Some(gap_end);
     journal.record_gap(gap).await?;
+    let lsn = gap_end.lsn;
     journal.append(Batch { changes: Vec::new(), position }).await?;
+    // What the journal has before the gap may be of another history.
+    origin.comparable = Some(Mark { offset: journal.end(), lsn });
+    journal.set_origin(origin).await?;
     print(&text)
 }
 

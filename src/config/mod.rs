@@ -84,6 +84,11 @@ pub struct Postgres {
     /// and password is percent-encoded for you.
     #[schemars(example = "postgres://walrace:${PGPASSWORD}@localhost:5432/app")]
     pub url: Secret,
+    /// The url of the primary, where `url` leads to a standby (PostgreSQL 16 and later): what
+    /// a standby cannot write, such as the publication, is written there.
+    #[serde(default)]
+    #[schemars(example = "postgres://walrace:${PGPASSWORD}@primary:5432/app")]
+    pub primary_url: Option<Secret>,
     /// Which tables: globs over `schema.table`; a leading `!` takes away. Empty: every table.
     #[serde(default)]
     pub tables: Vec<String>,

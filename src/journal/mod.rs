@@ -16,6 +16,7 @@ mod block;
 mod cut;
 mod identity;
 mod index;
+mod past;
 mod reader;
 mod record;
 mod recovery;

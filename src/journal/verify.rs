@@ -29,7 +29,7 @@ use crate::{
 /// the time of opening is the end. Nothing is repaired and nothing is written.
 #[derive(Debug)]
 pub struct Inspection {
-    store: Arc<Store>,
+    pub(super) store: Arc<Store>,
 }
 
 impl Inspection {

@@ -9,18 +9,18 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
 use super::{
-    part::{Backoff, Next, Part},
+    part::{Backoff, Next, Part, State},
     status::SourceStatus,
 };
 use crate::{
-    change::{Batch, Lsn},
+    change::{Batch, Lsn, Mark},
     config::{self, WalRetainedPolicy},
     error::{Class, Error, Result},
     format::Names,
-    journal::Journal,
+    journal::{Inspection, Journal},
     pipeline,
     source::{
-        self, Known,
+        self, Known, Past,
         postgres::{Stats, backfill::Fences},
     },
 };
@@ -73,11 +73,13 @@ struct Gate {
 }
 
 /// What the server said of its log and our slot when it was last asked.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Asked {
     server: Lsn,
     confirmed: Option<Lsn>,
     retained_bytes: Option<u64>,
+    /// Why the server has given the slot up, where it has.
+    invalidation: Option<String>,
 }
 
 /// When the slot last moved, or had no reason to.
@@ -178,16 +180,17 @@ impl Capturing {
     }
 
     async fn attempt(&self, stop: &CancellationToken) -> Result<()> {
-        let known = Known {
-            progress: self.journal.progress(),
-            origin: self.journal.origin(),
-            has_changes: self.journal.end() > 0,
-        };
+        let known = known(&self.journal);
         let opened = tokio::select! {
             () = stop.cancelled() => return Ok(()),
             opened = source::open(&self.name, &self.config, known) => opened?,
         };
-        self.journal.set_origin(opened.origin).await?;
+        let mut origin = opened.origin;
+        if self.journal.progress().is_none() {
+            let (offset, lsn) = (self.journal.end(), opened.start.lsn);
+            origin.comparable = Some(Mark { offset, lsn });
+        }
+        self.journal.set_origin(origin).await?;
         if self.journal.progress().is_none() {
             let start = Batch { changes: Vec::new(), position: Some(opened.start) };
             self.journal.append(start).await?;
@@ -228,15 +231,20 @@ impl Capturing {
             server: status.server_end,
             confirmed: status.slot.as_ref().and_then(|slot| slot.confirmed),
             retained_bytes: status.slot.as_ref().map(|slot| slot.retained_bytes),
+            invalidation: status.slot.as_ref().and_then(|slot| slot.invalidation.clone()),
         });
         let over = |asked: &Option<Asked>| {
-            let bytes = asked.and_then(|asked| asked.retained_bytes).unwrap_or(0);
+            let bytes = asked.as_ref().and_then(|asked| asked.retained_bytes).unwrap_or(0);
             config.wal_retained_bytes_max > 0 && bytes > config.wal_retained_bytes_max
         };
         let before = {
             let mut known = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-            std::mem::replace(&mut *known, asked)
+            std::mem::replace(&mut *known, asked.clone())
         };
+        let lost = |asked: &Option<Asked>| asked.as_ref().and_then(|a| a.invalidation.clone());
+        if let (Some(cause), None) = (lost(&asked), lost(&before)) {
+            error!("{}", self.lost(&cause));
+        }
         if over(&asked) && !over(&before) {
             self.guard(config).await;
         }
@@ -247,6 +255,17 @@ impl Capturing {
                 error.class() == Class::Retry
             }
         }
+    }
+
+    /// What has happened to a slot that nobody reads, as capture itself finds out only once it may
+    /// go on.
+    fn lost(&self, cause: &str) -> String {
+        format!(
+            "the slot of source {0} was invalidated by the server ({cause}): what was committed \
+             since is missing from the journal, and once capture may run, `walrace source create \
+             {0} --accept-gap` goes on",
+            self.name
+        )
     }
 
     /// Does what the configuration says once the server keeps too much log for our slot.
@@ -295,8 +314,12 @@ impl Capturing {
     }
 
     pub(super) fn status(&self) -> SourceStatus {
-        let asked = *self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        let (state, since) = self.part.state();
+        let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (mut state, since) = self.part.state();
+        let lost = asked.as_ref().and_then(|asked| asked.invalidation.as_deref());
+        if let (State::Waiting { reason, .. }, Some(cause)) = (&mut state, lost) {
+            reason.push_str(&format!("; and {}", self.lost(cause)));
+        }
         let (server, confirmed) = self.ends();
         let config::Source::Postgres(config) = &self.config;
         let journal = self.journal.info();
@@ -324,8 +347,8 @@ impl Capturing {
     /// nothing of WAL that moves, so the server's own word counts too.
     fn ends(&self) -> (Option<Lsn>, Option<Lsn>) {
         let stats = self.stats.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let asked = *self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        let server = asked.map(|asked| asked.server);
+        let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let server = asked.as_ref().map(|asked| asked.server);
         match stats.filter(|_| self.part.state().0.is_running()) {
             Some(stats) => (
                 server.max(Some(Lsn(stats.server_end.load(Relaxed)))),
@@ -344,6 +367,28 @@ impl Capturing {
         }
         movement.server = server;
         movement.at.elapsed().as_secs()
+    }
+}
+
+/// What `journal` knows of its source.
+pub fn known(journal: &Journal) -> Known {
+    let past = journal.clone();
+    Known {
+        progress: journal.progress(),
+        origin: journal.origin(),
+        has_changes: journal.end() > 0,
+        past: Past::new(move |lsn| past.recent(lsn)),
+    }
+}
+
+/// What a journal that another process may have open knows of its source.
+pub fn known_to(journal: Inspection) -> Known {
+    let info = journal.info();
+    Known {
+        progress: info.progress,
+        origin: info.origin,
+        has_changes: info.end > 0,
+        past: Past::new(move |lsn| journal.recent(lsn)),
     }
 }
 

@@ -24,6 +24,7 @@ use self::{
 };
 pub use self::{
     backfilling::status_of as backfill_status,
+    capturing::{known, known_to},
     delivering::{Moved, To},
     part::{Backoff, Next, Part, State},
     status::{BackfillStatus, SinkStatus, SourceStatus, Status},

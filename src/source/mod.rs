@@ -1,11 +1,11 @@
 //! Where changes come from: one trait, one `match` that opens it.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
 
 use crate::{
-    change::{Batch, Origin, Position},
+    change::{Batch, Lsn, Origin, Position, Recent},
     config,
     error::Result,
 };
@@ -39,6 +39,33 @@ pub struct Known {
     pub origin: Option<Origin>,
     /// Whether the journal holds, or ever held, a change.
     pub has_changes: bool,
+    /// Its last transactions.
+    pub past: Past,
+}
+
+/// Looks up the journal's last transactions, from an LSN on, once it is known from where they are
+/// wanted. Without it nothing is compared.
+#[derive(Clone, Default)]
+pub struct Past(Option<Arc<Lookup>>);
+
+type Lookup = dyn Fn(Lsn) -> Result<Recent> + Send + Sync;
+
+impl Past {
+    /// Asks `lookup`, which may block.
+    pub fn new(lookup: impl Fn(Lsn) -> Result<Recent> + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(lookup)))
+    }
+
+    /// The transactions that committed at `lsn` or later.
+    pub fn since(&self, lsn: Lsn) -> Result<Recent> {
+        self.0.as_ref().map_or_else(|| Ok(Recent::default()), |lookup| lookup(lsn))
+    }
+}
+
+impl fmt::Debug for Past {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Past")
+    }
 }
 
 /// A source that has begun to read.

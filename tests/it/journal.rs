@@ -466,7 +466,12 @@ fn origin_and_gaps_last_and_a_source_that_goes_back_needs_a_gap() {
         let disk = PowerCut::default();
         let journal = Journal::open(options(&disk, 500)).unwrap();
         let text = |text: &str| text.to_owned();
-        let origin = Origin { system: text("7"), database: text("app"), slot: text("s") };
+        let origin = Origin {
+            system: text("7"),
+            database: text("app"),
+            slot: text("s"),
+            ..Origin::default()
+        };
         assert_eq!(journal.origin(), None);
         journal.set_origin(origin.clone()).await.unwrap();
         journal.append(committed(9, 2, &table("orders"))).await.unwrap();

@@ -120,7 +120,12 @@ fn write_the_fixture() {
     let succession = Succession { lineage, incarnation: 3, first_offset: 40 };
     let journal = Journal::open_as(options(&folder()), succession).unwrap();
     let append = |batch| block_on(journal.append(batch)).unwrap();
-    let origin = Origin { system: text("7301"), database: text("app"), slot: text("walrace_app") };
+    let origin = Origin {
+        system: text("7301"),
+        database: text("app"),
+        slot: text("walrace_app"),
+        ..Origin::default()
+    };
     block_on(journal.set_origin(origin)).unwrap();
     let (orders, lines) = (table("orders"), table("order_lines"));
     append(committed(1, 2, &orders));

@@ -156,7 +156,12 @@ impl Run {
 
     async fn origin(&mut self) -> Step {
         let name = |text: &str| text.to_owned();
-        let origin = Origin { system: name("1"), database: name("app"), slot: name("walrace") };
+        let origin = Origin {
+            system: name("1"),
+            database: name("app"),
+            slot: name("walrace"),
+            ..Origin::default()
+        };
         self.journal.set_origin(origin).await?;
         self.model.origin = true;
         Ok(())

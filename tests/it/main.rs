@@ -23,6 +23,7 @@ mod features;
 mod format_debezium;
 mod format_wal2json;
 mod full_disk;
+mod gaps;
 mod journal;
 mod journal_damage;
 mod journal_fixture;

@@ -80,6 +80,7 @@ impl Reading {
             progress: self.position,
             origin: Some(self.opened.origin.clone()),
             has_changes: true,
+            ..Known::default()
         }
     }
 }
@@ -345,7 +346,7 @@ async fn what_is_not_confirmed_is_sent_again_with_the_same_indexes() {
     let first = reading.take(2).await;
     let origin = Some(reading.opened.origin.clone());
     drop(reading);
-    let known = Known { progress: Some(start), origin, has_changes: true };
+    let known = Known { progress: Some(start), origin, has_changes: true, ..Known::default() };
     let again = async || Reading::open(&config(&cluster.unix_url()), known.clone()).await.ok();
     let mut reading = wait_for(PATIENCE, again, || "not free again".into()).await;
     assert_eq!(reading.take(2).await, first);

@@ -1,7 +1,7 @@
 //! The checks on connect: whether the server still has the history that the journal begins.
 
 use walrace::{
-    change::Position,
+    change::{Gap, Position},
     config::Postgres,
     error::{Class, Error},
     source::{Known, postgres},
@@ -13,6 +13,11 @@ use crate::{
 };
 
 const SLOT: &str = "select confirmed_flush_lsn from pg_replication_slots";
+
+async fn accept(config: &Postgres, known: &Known) -> Result<Gap, Error> {
+    let accepted = postgres::accept_gap("app", config, known.clone(), None).await;
+    accepted.map(|accepted| accepted.gap)
+}
 
 async fn refused(config: &Postgres, known: &Known) -> Error {
     Reading::open(config, known.clone()).await.err().expect("it must not open")
@@ -78,7 +83,7 @@ async fn a_slot_that_is_gone_stops_the_source_until_the_gap_is_accepted() {
     assert_config(&error, &["walrace_app", "gone", "--accept-gap", "to now"]);
     let count = cluster.value("select count(*) from pg_replication_slots").await;
     assert_eq!(count, 0, "it was recreated silently");
-    let gap = postgres::accept_gap("app", &config, known.clone()).await.unwrap();
+    let gap = accept(&config, &known).await.unwrap();
     assert_eq!(Some(gap.from), known.progress);
     assert!(gap.to > gap.from);
     let known = Known { progress: Some(gap.to), ..known };
@@ -97,11 +102,11 @@ async fn a_slot_ahead_of_the_journal_is_a_named_gap() {
     let from = known.progress.unwrap().lsn;
     let error = refused(&config, &known).await;
     assert_config(&error, &["ahead", &format!("{from} to {ahead}"), "--accept-gap"]);
-    let gap = postgres::accept_gap("app", &config, known.clone()).await.unwrap();
+    let gap = accept(&config, &known).await.unwrap();
     assert_eq!((gap.from.lsn, gap.to.lsn), (from, ahead));
     let known = Known { progress: Some(gap.to), ..known };
     reopened(&config, &known).await;
-    let error = postgres::accept_gap("app", &config, known).await.unwrap_err();
+    let error = accept(&config, &known).await.unwrap_err();
     assert_config(&error, &["no gap"]);
 }
 
@@ -120,7 +125,7 @@ async fn another_cluster_database_or_slot_is_refused_by_name() {
     );
     let slot = Postgres { slot: Some("another".into()), ..config(&cluster.unix_url()) };
     assert_config(&refused(&slot, &known).await, &["the slot `walrace_app`", "`another`"]);
-    let accepted = postgres::accept_gap("app", &slot, known).await.unwrap_err();
+    let accepted = accept(&slot, &known).await.unwrap_err();
     assert_config(&accepted, &["another"]);
 }
 
@@ -179,8 +184,7 @@ async fn a_promoted_standby_continues_from_at_or_above_progress_and_else_diverge
     let error = refused(&config(&standby.unix_url()), &known).await;
     // The new slot begins behind the switch: that is a gap, and no divergence.
     assert_config(&error, &["ahead"]);
-    let gap =
-        postgres::accept_gap("app", &config(&standby.unix_url()), known.clone()).await.unwrap();
+    let gap = accept(&config(&standby.unix_url()), &known).await.unwrap();
     assert_eq!(gap.to.timeline, 2);
     known.progress = Some(gap.to);
     let mut reading = reopened(&config(&standby.unix_url()), &known).await;
@@ -207,7 +211,7 @@ async fn a_slot_whose_log_is_gone_says_so_and_can_be_accepted() {
     assert_eq!(lost, "lost");
     let config = config(&cluster.unix_url());
     assert_config(&refused(&config, &known).await, &["invalidated", "--accept-gap"]);
-    let gap = postgres::accept_gap("app", &config, known.clone()).await.unwrap();
+    let gap = accept(&config, &known).await.unwrap();
     reopened(&config, &Known { progress: Some(gap.to), ..known }).await;
 }
 

@@ -471,7 +471,7 @@ async fn what_is_not_confirmed_is_sent_again_and_what_is_confirmed_is_not() {
     let first = reading.take(2).await;
     let origin = Some(reading.opened.origin.clone());
     drop(reading);
-    let known = Known { progress: Some(start), origin, has_changes: true };
+    let known = Known { progress: Some(start), origin, has_changes: true, ..Known::default() };
     let again = async || Reading::open(&config, known.clone()).await.ok();
     let mut reading = wait_for(PATIENCE, again, || "not free again".into()).await;
     assert_eq!(reading.take(2).await, first);
@@ -670,7 +670,7 @@ async fn a_restart_in_the_middle_of_a_transaction_begins_it_anew_with_the_same_i
     }
     assert!(first.changes.len() < rows && first.position.is_none(), "it is in the middle");
     drop(reading);
-    let known = Known { progress: Some(start), origin, has_changes: true };
+    let known = Known { progress: Some(start), origin, has_changes: true, ..Known::default() };
     let again = async || Reading::open(&config, known.clone()).await.ok();
     let mut reading = wait_for(PATIENCE, again, || "not free again".into()).await;
     let changes = reading.take(rows).await;

@@ -166,6 +166,7 @@ fn shaped(pair: &Pair, rules: &mut Transform, texts: &[Option<String>]) -> Resul
         after: Some(Row::from_values(values)),
         message: None,
         shaped: None,
+        backfill: None,
     };
     let mut made = rules.shape(change)?.into_iter();
     let row = made.next().and_then(|change| change.after);

@@ -211,5 +211,6 @@ fn bare(table: &Arc<Table>, op: Op) -> Change {
         after: None,
         message: None,
         shaped: None,
+        backfill: None,
     }
 }

@@ -11,6 +11,8 @@ pub(super) struct ServerError {
     pub(super) message: String,
     pub(super) detail: Option<String>,
     pub(super) hint: Option<String>,
+    /// The function of the server that said it: the same in every language.
+    pub(super) routine: String,
 }
 
 impl ServerError {
@@ -26,6 +28,7 @@ impl ServerError {
                 b'M' => error.message = text,
                 b'D' => error.detail = Some(text),
                 b'H' => error.hint = Some(text),
+                b'R' => error.routine = text,
                 _ => {}
             }
             body = rest.get(1..).unwrap_or_default();
@@ -69,7 +72,8 @@ impl ServerError {
             }
             "42704" => {
                 "a publication that is named was not there yet when this part of the log was \
-                 written, or was dropped; `walrace source drop` and `create` begin anew"
+                 written, or was dropped; `walrace source create <name> --accept-gap` goes on and \
+                 records the gap"
             }
             "55000" if self.message.contains("wal_level") => {
                 "ALTER SYSTEM SET wal_level = logical; then restart the server"
@@ -143,6 +147,20 @@ impl From<Failure> for Error {
             }
         }
     }
+}
+
+/// What the server says beside the stream. From version 18 on it warns, and sends nothing of a
+/// publication that is not there, where older ones refuse to go on.
+pub(super) fn notice(body: &[u8]) -> Result<(), Error> {
+    let notice = ServerError::parse(body);
+    if notice.routine != "LoadPublications" {
+        tracing::debug!("PostgreSQL says: {notice}");
+        return Ok(());
+    }
+    Err(Error::config(format!("PostgreSQL does not send what is committed: {notice}")).remedy(
+        "the publication was dropped, or was not there yet when this part of the log was written; \
+         `walrace source create <name> --accept-gap` goes on and records the gap",
+    ))
 }
 
 /// A connection that broke.

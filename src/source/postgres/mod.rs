@@ -5,7 +5,7 @@
 //! ```
 
 use std::{
-    sync::{Arc, Condvar, Mutex, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
     time::Duration,
 };
@@ -26,6 +26,7 @@ mod catalog;
 mod checks;
 mod compared;
 mod failure;
+mod history;
 mod operate;
 mod outline;
 pub mod pgoutput;
@@ -34,11 +35,13 @@ mod publication;
 mod session;
 mod settings;
 mod slot;
+mod standby;
 mod stats;
 mod stream;
 mod tls;
 mod url;
 pub mod wal2json;
+mod watch;
 mod wire;
 
 pub use compared::{Compared, compared, uncaptured};
@@ -52,10 +55,12 @@ pub use session::Session;
 pub use stats::Stats;
 
 use catalog::{Catalog, quote_name, quote_text};
-use checks::Server;
+use checks::{Look, Server};
 use publication::Published;
 use settings::Settings;
+use standby::Timelines;
 use stream::{Reader, Shared};
+use watch::Watch;
 use wire::{Client, Frames, Purpose, Socket, Stream};
 
 /// How long a source that is dropped waits for its thread to end.
@@ -66,12 +71,29 @@ pub struct Postgres {
     shared: Arc<Shared>,
     socket: Socket,
     reconciler: Option<Reconciler>,
+    /// Of a standby, whose timeline may change while it is read.
+    timelines: Option<Arc<Mutex<Timelines>>>,
+    /// Taken from the queue, and not yet returned.
+    held: Option<Batch>,
 }
 
 #[async_trait]
 impl Source for Postgres {
     async fn next(&mut self) -> Result<Batch> {
-        self.shared.next().await
+        let Some(timelines) = self.timelines.clone() else { return self.shared.next().await };
+        if self.held.is_none() {
+            self.held = Some(self.shared.next().await?);
+        }
+        let lsn = self.held.as_ref().and_then(|batch| batch.position).map(|at| at.lsn);
+        let timeline = match lsn {
+            Some(lsn) => Some(blocking(move || lock(&timelines).of(lsn)).await?),
+            None => None,
+        };
+        let mut batch = self.held.take().unwrap_or_default();
+        if let (Some(position), Some(timeline)) = (&mut batch.position, timeline) {
+            position.timeline = timeline;
+        }
+        Ok(batch)
     }
 
     async fn confirm(&mut self, position: Position) -> Result<()> {
@@ -96,30 +118,94 @@ pub async fn open(name: &str, config: &config::Postgres, known: Known) -> Result
     blocking(move || open_blocking(&settings, &known)).await
 }
 
-/// Accepts that history is missing: makes the slot usable again and returns the gap, which the
-/// caller records in the journal before the source is opened from its end.
-pub async fn accept_gap(name: &str, config: &config::Postgres, known: Known) -> Result<Gap> {
-    let settings = Settings::new(name, config)?;
+/// A gap that a person has accepted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Accepted {
+    /// What the journal is to record, before the source is opened from its end.
+    pub gap: Gap,
+    /// The database that the journal is filled from after it.
+    pub origin: Origin,
+}
+
+/// Accepts that history is missing: makes the slot usable again and returns the gap. `cluster` is
+/// the system identifier of another cluster that continues the same database.
+pub async fn accept_gap(
+    name: &str,
+    config: &config::Postgres,
+    known: Known,
+    cluster: Option<String>,
+) -> Result<Accepted> {
+    let mut settings = Settings::new(name, config)?;
+    settings.config.create = true; // it is what was asked for
     blocking(move || {
-        let mut walsender = Client::connect(&settings.target, Purpose::Replication)?;
-        let mut client = Client::connect(&settings.target, Purpose::Sql)?;
-        let server = Server::identify(&mut walsender)?;
-        checks::check_server(&server)?;
-        let mut found = slot::read(&mut client, &settings.slot)?;
-        if found.as_ref().is_some_and(|slot| slot.invalidation.is_some()) {
-            slot::drop(&mut client, &settings.slot)?;
-            found = None;
-        }
-        let verdict = checks::compare(&mut walsender, &settings, &known, &server, found.as_ref())?;
-        match verdict {
-            Err(obstacle) => checks::accept(&mut client, &settings, &known, &server, obstacle),
+        let (verdict, (mut client, server, slot)) = compare(&settings, &known)?;
+        let look =
+            Look { settings: &settings, known: &known, server: &server, slot: slot.as_ref() };
+        let obstacle = match further(verdict, &mut client, &look)? {
             Ok(()) => {
-                Err(Error::config(format!("there is no gap in the source `{}`", settings.name))
-                    .remedy("`walrace run` goes on where it was"))
+                let what = format!("there is no gap in the source `{}`", settings.name);
+                return Err(Error::config(what).remedy("`walrace run` goes on where it was"));
             }
-        }
+            Err(obstacle @ checks::Obstacle::Cluster { .. })
+                if cluster.as_ref() != Some(&server.system) =>
+            {
+                return Err(obstacle.into_error(&settings.name));
+            }
+            Err(obstacle) => obstacle,
+        };
+        let gap = checks::accept(&mut client, &look, obstacle)?;
+        let origin = settings.origin(&server);
+        Ok(Accepted { gap, origin })
     })
     .await
+}
+
+/// Why the source would stop, with cause, range and remedy, for who asks without starting it;
+/// `None` where it would go on. Changes nothing.
+pub async fn obstacle(
+    name: &str,
+    config: &config::Postgres,
+    known: Known,
+) -> Result<Option<Error>> {
+    let settings = Settings::new(name, config)?;
+    blocking(move || {
+        let (verdict, (mut client, server, slot)) = compare(&settings, &known)?;
+        let look =
+            Look { settings: &settings, known: &known, server: &server, slot: slot.as_ref() };
+        let verdict = further(verdict, &mut client, &look)?;
+        Ok(verdict.err().map(|obstacle| obstacle.into_error(&settings.name)))
+    })
+    .await
+}
+
+/// Looks at what the stream itself would run into.
+fn further(
+    verdict: checks::Verdict,
+    client: &mut Client,
+    look: &Look<'_>,
+) -> Result<checks::Verdict> {
+    match (verdict, look.known.progress) {
+        (Ok(()), Some(progress)) if history::is_refused(client, look, progress)? => {
+            Ok(Err(watch::written_without(&look.settings.publication, progress)))
+        }
+        (verdict, _) => Ok(verdict),
+    }
+}
+
+type Found = (Client, Server, Option<slot::Slot>);
+
+fn compare(settings: &Settings, known: &Known) -> Result<(checks::Verdict, Found)> {
+    let mut walsender = Client::connect(&settings.target, Purpose::Replication)?;
+    let server = Server::identify(&mut walsender)?;
+    checks::check_server(&server)?;
+    let mut client = Client::connect(&settings.target, Purpose::Sql)?;
+    let slot = slot::read(&mut client, &settings.slot)?;
+    if let Some(slot) = &slot {
+        slot::check(slot, settings, &server.database)?;
+    }
+    let look = Look { settings, known, server: &server, slot: slot.as_ref() };
+    let verdict = checks::compare(&mut walsender, &mut client, &look)?;
+    Ok((verdict, (client, server, slot)))
 }
 
 async fn blocking<T: Send + 'static>(
@@ -134,25 +220,18 @@ fn open_blocking(settings: &Settings, known: &Known) -> Result<Opened> {
 }
 
 fn try_open(settings: &Settings, known: &Known) -> Result<Opened> {
-    let mut walsender = Client::connect(&settings.target, Purpose::Replication)?;
-    let server = Server::identify(&mut walsender)?;
-    checks::check_server(&server)?;
-    let mut client = Client::connect(&settings.target, Purpose::Sql)?;
-    let found = slot::read(&mut client, &settings.slot)?;
-    if let Some(slot) = &found {
-        slot::check(slot, settings, &server.database)?;
-    }
-    checks::compare(&mut walsender, settings, known, &server, found.as_ref())?
-        .map_err(|obstacle| obstacle.into_error(&settings.name))?;
+    let (verdict, (mut client, server, _)) = compare(settings, known)?;
+    verdict.map_err(|obstacle| obstacle.into_error(&settings.name))?;
     let (slot, published) = checks::ensure_slot(&mut client, settings, &server)?;
+    slot::check_valid(&slot, &settings.slot)?;
     let lsn = known.progress.map(|at| at.lsn).or(slot.confirmed).unwrap_or(server.flush);
     let start = Position { timeline: server.timeline, lsn, index: 0 };
-    let origin = Origin {
-        system: server.system.clone(),
-        database: server.database.clone(),
-        slot: settings.slot.clone(),
-    };
-    let source = start_reading(settings, &server, walsender, (start, &published))?;
+    let mut origin = settings.origin(&server);
+    origin.comparable = known.origin.as_ref().and_then(|origin| origin.comparable);
+    let members = watch::remember(&mut client, &published.names, &mut origin)?;
+    let watch = Watch::new(published.names.clone(), published.managed, members);
+    let mut source = start_reading(settings, &server, (start, &published))?;
+    source.reconciler = Some(Reconciler::start(settings.clone(), watch, &source.shared)?);
     let stats = Arc::clone(&source.shared.stats);
     Ok(Opened { source: Box::new(source), origin, start, stats })
 }
@@ -160,9 +239,9 @@ fn try_open(settings: &Settings, known: &Known) -> Result<Opened> {
 fn start_reading(
     settings: &Settings,
     server: &Server,
-    walsender: Client,
     (start, published): (Position, &Published),
 ) -> Result<Postgres> {
+    let walsender = Client::connect(&settings.target, Purpose::Replication)?;
     let (connection, decoder) = match settings.config.plugin {
         config::Plugin::Wal2json => {
             let (connection, decoder) = wal2json::begin(walsender, settings, start.lsn)?;
@@ -188,8 +267,8 @@ fn start_reading(
             ended.end(Some(Error::bug("the thread that reads the stream died")));
         }
     })?;
-    let reconciler = published.managed.then(|| Reconciler::start(settings.clone())).transpose()?;
-    Ok(Postgres { shared, socket, reconciler })
+    let timelines = Timelines::new(settings, server).map(|of| Arc::new(Mutex::new(of)));
+    Ok(Postgres { shared, socket, reconciler: None, timelines, held: None })
 }
 
 fn begin_pgoutput(
@@ -214,19 +293,23 @@ fn thread(name: String, work: impl FnOnce() + Send + 'static) -> Result<JoinHand
         .class(Class::Retry, || "cannot start a thread for the source")
 }
 
-/// Compares the globs with the tables that exist, now and then, on a thread and a connection of its
-/// own, so that a slow catalog never holds up the stream.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Compares the globs with the tables that exist, and the publications with what they were, now and
+/// then, on a thread and a connection of its own, so that a slow catalog never holds up the stream.
 struct Reconciler {
     stop: Arc<(Mutex<bool>, Condvar)>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Reconciler {
-    fn start(settings: Settings) -> Result<Self> {
+    fn start(settings: Settings, watch: Watch, shared: &Arc<Shared>) -> Result<Self> {
         let stop = Arc::new((Mutex::new(false), Condvar::new()));
-        let shared = Arc::clone(&stop);
         let name = format!("tables {}", settings.name);
-        let thread = thread(name, move || reconcile_until(&settings, &shared))?;
+        let (ended, stream) = (Arc::clone(&stop), Arc::clone(shared));
+        let thread = thread(name, move || reconcile_until(&settings, watch, &ended, &stream))?;
         Ok(Self { stop, thread: Some(thread) })
     }
 }
@@ -241,7 +324,12 @@ impl Drop for Reconciler {
     }
 }
 
-fn reconcile_until(settings: &Settings, (stopped, wake): &(Mutex<bool>, Condvar)) {
+fn reconcile_until(
+    settings: &Settings,
+    mut watch: Watch,
+    (stopped, wake): &(Mutex<bool>, Condvar),
+    stream: &Shared,
+) {
     let interval = Duration::from_millis(settings.config.reconcile_ms.max(100));
     let mut client = None;
     let mut last_error = String::new();
@@ -251,8 +339,9 @@ fn reconcile_until(settings: &Settings, (stopped, wake): &(Mutex<bool>, Condvar)
         if *waited.unwrap_or_else(PoisonError::into_inner).0 {
             return;
         }
-        let error = match reconcile_once(settings, &mut client) {
-            Ok(()) => String::new(),
+        let error = match reconcile_once(settings, &mut watch, &mut client) {
+            Ok(None) => String::new(),
+            Ok(Some(taken_out)) => return stream.fail(taken_out),
             Err(error) => {
                 client = None;
                 error.to_string()
@@ -267,12 +356,34 @@ fn reconcile_until(settings: &Settings, (stopped, wake): &(Mutex<bool>, Condvar)
     }
 }
 
-fn reconcile_once(settings: &Settings, client: &mut Option<Client>) -> Result<()> {
-    if client.is_none() {
-        *client = Some(Client::connect(&settings.target, Purpose::Sql)?);
+/// The error that stops the source, where somebody took away what is read.
+fn reconcile_once(
+    settings: &Settings,
+    watch: &mut Watch,
+    client: &mut Option<Client>,
+) -> Result<Option<Error>> {
+    let client = match client.take() {
+        Some(connected) => client.insert(connected),
+        None => client.insert(connect_writer(settings)?),
+    };
+    if let Some(taken_out) = watch.look(client, settings)? {
+        return Ok(Some(taken_out));
     }
-    match client {
-        Some(client) => publication::reconcile(client, settings),
-        None => Ok(()),
+    if watch.is_managed() {
+        let reconciled = publication::reconcile(client, settings);
+        watch.note(client)?;
+        reconciled?;
+    }
+    Ok(None)
+}
+
+/// The source itself, once it was promoted, or never was a standby; else its primary.
+fn connect_writer(settings: &Settings) -> Result<Client> {
+    let mut client = Client::connect(&settings.target, Purpose::Sql)?;
+    match settings.primary.is_some()
+        && client.value("select pg_is_in_recovery()")?.as_deref() == Some("t")
+    {
+        true => Client::connect(settings.primary(), Purpose::Sql),
+        false => Ok(client),
     }
 }

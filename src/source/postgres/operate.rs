@@ -143,7 +143,7 @@ pub async fn drop(name: &str, config: &config::Postgres) -> Result<()> {
     blocking(move || {
         let mut client = Client::connect(&settings.target, Purpose::Sql)?;
         slot::drop(&mut client, &settings.slot)?;
-        publication::drop(&mut client, &settings)
+        publication::drop(&mut super::connect_writer(&settings)?, &settings)
     })
     .await
 }

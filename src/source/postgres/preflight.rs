@@ -9,7 +9,7 @@ use super::{
     operate::{self, Status},
     publication::{self, Candidate},
     settings::Settings,
-    slot,
+    slot, standby,
     url::Host,
     wal2json,
     wire::{Client, Purpose},
@@ -108,10 +108,44 @@ fn look_at_database(settings: &Settings, client: &mut Client, report: &mut Repor
             None,
         ),
     }
+    look_at_standby(settings, client, &status, report)?;
     look_at_settings(client, &status, report)?;
     look_at_plugin(settings, client, report)?;
     look_at_slot(settings, &status, client, report)?;
     look_at_tables(settings, &status, client, report)
+}
+
+/// What a standby can do as a source, and who does for it what it cannot.
+fn look_at_standby(
+    settings: &Settings,
+    client: &mut Client,
+    status: &Status,
+    report: &mut Report,
+) -> Result<()> {
+    if client.value("select pg_is_in_recovery()")?.as_deref() != Some("t") {
+        return Ok(());
+    }
+    if let Err(error) = standby::check_version(status.version) {
+        report.0.push(error_finding("standby", &error));
+        return Ok(());
+    }
+    match settings.primary.as_ref().map(|primary| Client::connect(primary, Purpose::Sql)) {
+        Some(Ok(_)) => report.ok("standby", "its primary answers".into()),
+        Some(Err(error)) => report.0.push(error_finding("primary_url", &error)),
+        None => report.warn(
+            "standby",
+            "without `primary_url` the publication is made by hand at the primary".into(),
+            None,
+        ),
+    }
+    if client.value("select current_setting('hot_standby_feedback')")?.as_deref() != Some("on") {
+        report.warn(
+            "hot_standby_feedback",
+            "off: a vacuum at the primary may invalidate the slot".into(),
+            Some("ALTER SYSTEM SET hot_standby_feedback = on".into()),
+        );
+    }
+    Ok(())
 }
 
 fn look_at_settings(client: &mut Client, status: &Status, report: &mut Report) -> Result<()> {

@@ -104,6 +104,7 @@ pub(super) fn choose(candidates: Vec<Candidate>, globs: &[String]) -> Vec<Candid
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Publication {
     pub(super) name: String,
+    pub(super) oid: u32,
     pub(super) all_tables: bool,
     /// Made by Walrace.
     pub(super) marked: bool,
@@ -116,7 +117,7 @@ pub(super) fn read(client: &mut Client, name: &str) -> Result<Option<Publication
     let rows = client.query(&format!(
         "select p.puballtables, coalesce(obj_description(p.oid, 'pg_publication'), ''),
                 (select string_agg(r.prrelid::text, ',') from pg_publication_rel r
-                 where r.prpubid = p.oid)
+                 where r.prpubid = p.oid), p.oid
          from pg_publication p where pubname = {}",
         quote_text(name)
     ))?;
@@ -130,6 +131,7 @@ pub(super) fn read(client: &mut Client, name: &str) -> Result<Option<Publication
             .maybe()
             .map(|list| list.split(',').filter_map(|oid| oid.parse().ok()).collect())
             .unwrap_or_default(),
+        oid: row.number()?,
     }))
 }
 
@@ -258,6 +260,14 @@ pub(super) fn ensure(
     }
     reconcile(client, settings)?;
     Ok(Published { names, managed: true })
+}
+
+/// The publications as they are, where nothing can be written; `None` where the first is missing.
+pub(super) fn adopt(client: &mut Client, settings: &Settings) -> Result<Option<Published>> {
+    let Some(main) = read(client, &settings.publication)? else { return Ok(None) };
+    let mut names = vec![main.name];
+    names.extend(read(client, &settings.inserts)?.map(|inserts| inserts.name));
+    Ok(Some(Published { names, managed: false }))
 }
 
 fn publication_missing(settings: &Settings) -> Error {

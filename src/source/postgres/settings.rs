@@ -1,7 +1,7 @@
 //! A source's configuration with its names settled.
 
-use super::url::Target;
-use crate::{config, error::Result};
+use super::{checks::Server, url::Target};
+use crate::{change::Origin, config, error::Result};
 
 /// What the rest of this module needs of the configuration.
 #[derive(Clone, Debug)]
@@ -9,6 +9,8 @@ pub(super) struct Settings {
     /// The source's name.
     pub(super) name: String,
     pub(super) target: Target,
+    /// The primary of `target`, where that is a standby.
+    pub(super) primary: Option<Target>,
     pub(super) slot: String,
     pub(super) publication: String,
     /// The second publication, of tables without identity.
@@ -29,11 +31,30 @@ impl Settings {
         Ok(Self {
             name: name.to_owned(),
             target: Target::parse(&config.url)?,
+            primary: config.primary_url.as_ref().map(Target::parse).transpose()?,
             slot: config.slot.clone().unwrap_or(default),
             inserts: format!("{head}{INSERTS}"),
             publication,
             config: config.clone(),
         })
+    }
+}
+
+impl Settings {
+    /// The database at the other end, before anything of it is remembered.
+    pub(super) fn origin(&self, server: &Server) -> Origin {
+        Origin {
+            system: server.system.clone(),
+            database: server.database.clone(),
+            slot: self.slot.clone(),
+            database_oid: Some(server.database_oid),
+            ..Origin::default()
+        }
+    }
+
+    /// Where it can be written: publications, and messages as watermarks and heartbeats.
+    pub(super) fn primary(&self) -> &Target {
+        self.primary.as_ref().unwrap_or(&self.target)
     }
 }
 

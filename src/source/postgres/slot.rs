@@ -138,17 +138,21 @@ pub(super) fn check_kind(slot: &Slot, settings: &Settings, database: &str) -> Re
     if slot.temporary {
         return wrong("is a temporary one".into());
     }
-    if let Some(reason) = &slot.invalidation {
-        return Err(Error::config(format!(
-            "the slot `{name}` was invalidated by the server ({reason}): the log that it needs is \
-             gone"
+    Ok(())
+}
+
+/// That the server has not given the slot up; for who has no journal to name what is missing.
+pub(super) fn check_valid(slot: &Slot, name: &str) -> Result<()> {
+    match &slot.invalidation {
+        None => Ok(()),
+        Some(reason) => Err(Error::config(format!(
+            "the slot `{name}` was invalidated by the server ({reason}): what it needs is gone"
         ))
         .remedy(
             "`walrace source create <name> --accept-gap` begins anew from now and records the \
              gap; to keep more log, raise max_slot_wal_keep_size",
-        ));
+        )),
     }
-    Ok(())
 }
 
 fn other_plugin(slot: &str, found: &str, wanted: &str) -> Error {

@@ -29,7 +29,7 @@ use tokio::sync::Notify;
 use super::{
     assemble::{self, Assembler},
     catalog::Catalog,
-    failure::{ServerError, broken},
+    failure::{ServerError, broken, notice},
     stats::Stats,
     wal2json,
     wire::{Frames, Stream},
@@ -170,10 +170,17 @@ impl Shared {
     pub(super) fn end(&self, error: Option<Error>) {
         let mut queue = self.lock();
         queue.ended = true;
-        queue.error = error;
+        // The first one is the cause.
+        queue.error = queue.error.take().or(error);
         drop(queue);
         self.arrived.notify_one();
         self.room.notify_all();
+    }
+
+    /// Ends the stream with `error`, which another thread has found.
+    pub(super) fn fail(&self, error: Error) {
+        self.end(Some(error));
+        self.stop();
     }
 
     /// Waits until the reader has ended, but not longer than `limit`.
@@ -291,6 +298,10 @@ impl Reader {
     }
 
     fn serve(&mut self) -> Result<()> {
+        // What came right behind the answer to START_REPLICATION is here already, and nothing may
+        // follow it: a server that refuses stays connected and silent.
+        let bytes = self.frames.take_whole()?;
+        self.decode(bytes)?;
         while !self.shared.stopped() {
             self.report_if_due()?;
             self.wait_for_room()?;
@@ -386,12 +397,11 @@ impl Reader {
                     let error = super::failure::Failure::Server(ServerError::parse(&message));
                     return Err(Error::from(error).context("while reading the stream"));
                 }
-                b'N' => {
-                    if let Some(decoder) = &mut self.wal2json {
-                        decoder.notice(&message)?;
-                    }
-                }
                 b'c' | b'C' => return Err(Error::retry("the server ended the stream")),
+                b'N' => match &mut self.wal2json {
+                    Some(decoder) => decoder.notice(&message)?,
+                    None => notice(&message)?,
+                },
                 _ => {}
             }
         }
@@ -514,7 +524,7 @@ impl Reader {
 const RELATION: usize = 5 + 25 + 1;
 
 /// CopyDone and Terminate.
-const FAREWELL: &[u8] = b"c\0\0\0\x04X\0\0\0\x04";
+pub(super) const FAREWELL: &[u8] = b"c\0\0\0\x04X\0\0\0\x04";
 
 /// The period in which a read should find `PERIOD_BYTES`, when in `period` it found `read`.
 fn next_period(period: Duration, read: usize, within: &RangeInclusive<Duration>) -> Duration {
@@ -528,7 +538,7 @@ fn sleep_exactly() {
     let _ = rustix::thread::set_current_timer_slack(std::num::NonZero::new(1000));
 }
 
-fn is_timeout(error: &io::Error) -> bool {
+pub(super) fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
