@@ -19,7 +19,7 @@ use crate::{
     format::Names,
     journal::Journal,
     pipeline,
-    source::{self, Known, postgres::Stats},
+    source::{self, Known, SpoolOptions, postgres::Stats},
 };
 
 const RECONNECT_MIN: Duration = Duration::from_millis(200);
@@ -46,6 +46,7 @@ pub(super) struct Capturing {
     asked: Mutex<Option<Asked>>,
     movement: Mutex<Movement>,
     gate: Mutex<Gate>,
+    spool: SpoolOptions,
     limits: config::Journal,
     free_bytes: Mutex<Option<u64>>,
 }
@@ -88,7 +89,7 @@ impl Capturing {
         name: &str,
         config: config::Source,
         journal: Journal,
-        limits: config::Journal,
+        whole: &config::Config,
     ) -> Self {
         Self {
             name: name.to_owned(),
@@ -104,7 +105,8 @@ impl Capturing {
                 at: Instant::now(),
             }),
             gate: Mutex::default(),
-            limits,
+            spool: super::spool_options(whole, name),
+            limits: whole.journal.clone(),
             free_bytes: Mutex::default(),
         }
     }
@@ -179,7 +181,7 @@ impl Capturing {
         };
         let opened = tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            opened = source::open(&self.name, &self.config, known) => opened?,
+            opened = source::open(&self.name, &self.config, known, self.spool.clone()) => opened?,
         };
         self.journal.set_origin(opened.origin).await?;
         if self.journal.progress().is_none() {
@@ -294,7 +296,13 @@ impl Capturing {
             journal_bytes_max: self.limits.bytes_max,
             journal_reserve_bytes: self.limits.reserve_bytes,
             journal_free_bytes: free,
+            spool_bytes: self.spool_bytes(),
         }
+    }
+
+    fn spool_bytes(&self) -> u64 {
+        let stats = self.stats.lock().unwrap_or_else(PoisonError::into_inner);
+        stats.as_ref().map_or(0, |stats| stats.spool_bytes.load(Relaxed))
     }
 
     /// The end of the server's WAL, and what is confirmed. A stream that has fallen silent says

@@ -42,6 +42,7 @@ mod source;
 mod source_history;
 mod source_login;
 mod source_tables;
+mod streaming;
 mod tokens;
 mod types;
 mod wal_guard;

@@ -12,7 +12,7 @@ use std::{
 
 use async_trait::async_trait;
 
-use super::{Known, Opened, Source};
+use super::{Known, Opened, Source, SpoolOptions};
 use crate::{
     change::{Batch, Gap, Origin, Position},
     config,
@@ -32,8 +32,10 @@ mod publication;
 mod session;
 mod settings;
 mod slot;
+mod spool;
 mod stats;
 mod stream;
+mod streamed;
 mod tls;
 mod url;
 mod wire;
@@ -51,11 +53,16 @@ use catalog::{Catalog, quote_name, quote_text};
 use checks::Server;
 use publication::Published;
 use settings::Settings;
+use spool::Spool;
 use stream::{Reader, Shared};
+use streamed::Streamed;
 use wire::{Client, Purpose, Socket};
 
 /// How long a source that is dropped waits for its thread to end.
 const FAREWELL_WAIT: Duration = Duration::from_millis(500);
+
+/// The server refuses less as `logical_decoding_work_mem`.
+const DECODING_KILOBYTES_MIN: u64 = 64;
 
 /// An open PostgreSQL source. Dropping it ends its threads and frees the slot.
 pub struct Postgres {
@@ -86,10 +93,16 @@ impl Drop for Postgres {
     }
 }
 
-/// Connects, checks the history, creates what is missing, and begins to read.
-pub async fn open(name: &str, config: &config::Postgres, known: Known) -> Result<Opened> {
+/// Connects, checks the history, creates what is missing, and begins to read. Transactions that are
+/// still open are kept in `spool`.
+pub async fn open(
+    name: &str,
+    config: &config::Postgres,
+    known: Known,
+    spool: SpoolOptions,
+) -> Result<Opened> {
     let settings = Settings::new(name, config)?;
-    blocking(move || open_blocking(&settings, &known)).await
+    blocking(move || open_blocking(&settings, &known, spool)).await
 }
 
 /// Accepts that history is missing: makes the slot usable again and returns the gap, which the
@@ -124,12 +137,12 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.class(Class::Bug, || "a task of the source died")?
 }
 
-fn open_blocking(settings: &Settings, known: &Known) -> Result<Opened> {
+fn open_blocking(settings: &Settings, known: &Known, spool: SpoolOptions) -> Result<Opened> {
     let context = || format!("while opening the source `{}`", settings.name);
-    try_open(settings, known).context(context)
+    try_open(settings, known, spool).context(context)
 }
 
-fn try_open(settings: &Settings, known: &Known) -> Result<Opened> {
+fn try_open(settings: &Settings, known: &Known, spool: SpoolOptions) -> Result<Opened> {
     let mut walsender = Client::connect(&settings.target, Purpose::Replication)?;
     let server = Server::identify(&mut walsender)?;
     checks::check_server(&server)?;
@@ -148,33 +161,41 @@ fn try_open(settings: &Settings, known: &Known) -> Result<Opened> {
         database: server.database.clone(),
         slot: settings.slot.clone(),
     };
-    let source = start_reading(settings, &server, walsender, (start, &published))?;
-    let stats = Arc::clone(&source.shared.stats);
+    let stats = Arc::<Stats>::default();
+    let spool = Spool::new(spool, Arc::clone(&stats))?;
+    let streamed = settings.config.streaming.then(|| Streamed::new(spool));
+    let begun = (start, Arc::clone(&stats));
+    let source = start_reading((settings, &server, &published), walsender, begun, streamed)?;
     Ok(Opened { source: Box::new(source), origin, start, stats })
 }
 
 fn start_reading(
-    settings: &Settings,
-    server: &Server,
-    walsender: Client,
-    (start, published): (Position, &Published),
+    (settings, server, published): (&Settings, &Server, &Published),
+    mut walsender: Client,
+    (start, stats): (Position, Arc<Stats>),
+    streamed: Option<Streamed>,
 ) -> Result<Postgres> {
+    set_decoding_memory(&mut walsender, settings.config.decoding_bytes_max)?;
+    let protocol = match streamed {
+        Some(_) => "proto_version '2', streaming 'on'",
+        None => "proto_version '1'",
+    };
     let names: Vec<_> = published.names.iter().map(|name| quote_name(name)).collect();
     let connection = walsender.start_copy(&format!(
-        "START_REPLICATION SLOT {} LOGICAL {} (proto_version '1', publication_names {}, \
-         messages 'true')",
+        "START_REPLICATION SLOT {} LOGICAL {} ({protocol}, publication_names {}, messages 'true')",
         quote_name(&settings.slot),
         start.lsn,
         quote_text(&names.join(","))
     ))?;
     let cannot = || "cannot set up the connection";
     let socket = connection.0.socket().try_clone().class(Class::Retry, cannot)?;
-    let shared = Arc::new(Shared::new(start.lsn, Arc::default()));
+    let shared = Arc::new(Shared::new(start.lsn, stats));
     let catalog = Catalog::new(settings.target.clone());
     let reader = Reader::new(connection, start, catalog, Arc::clone(&shared))
         .class(Class::Retry, cannot)?
         .with_sender_timeout(Duration::from_millis(server.sender_timeout_ms))
-        .with_change_bytes_max(settings.config.change_bytes_max);
+        .with_change_bytes_max(settings.config.change_bytes_max)
+        .with_streamed(streamed);
     let ended = Arc::clone(&shared);
     thread(format!("read {}", settings.name), move || {
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| reader.run()));
@@ -184,6 +205,17 @@ fn start_reading(
     })?;
     let reconciler = published.managed.then(|| Reconciler::start(settings.clone())).transpose()?;
     Ok(Postgres { shared, socket, reconciler })
+}
+
+/// How much of open transactions the server gathers before it sends them, or writes them to its own
+/// disk. Set on the connection that decodes, and on no other.
+fn set_decoding_memory(walsender: &mut Client, bytes: u64) -> Result<()> {
+    if bytes == 0 {
+        return Ok(());
+    }
+    let kilobytes = bytes.div_ceil(1024).clamp(DECODING_KILOBYTES_MIN, i32::MAX as u64);
+    walsender.query(&format!("set logical_decoding_work_mem = '{kilobytes}kB'"))?;
+    Ok(())
 }
 
 fn thread(name: String, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {

@@ -30,7 +30,10 @@ use super::{
     assemble::{self, Assembler},
     catalog::Catalog,
     failure::{ServerError, broken},
+    pgoutput::StreamCommit,
+    spool::Replay,
     stats::Stats,
+    streamed::{Streamed, Taken},
     wire::{Frames, Stream},
 };
 use crate::{
@@ -192,6 +195,8 @@ pub(super) struct Reader {
     stream: Stream,
     frames: Frames,
     assembler: Assembler,
+    /// Where the server sends transactions that are still open.
+    streamed: Option<Streamed>,
     catalog: Catalog,
     shared: Arc<Shared>,
     change_bytes_max: usize,
@@ -228,6 +233,7 @@ impl Reader {
             stream,
             frames,
             assembler: Assembler::new(start),
+            streamed: None,
             catalog,
             shared,
             change_bytes_max: usize::MAX,
@@ -259,6 +265,13 @@ impl Reader {
     #[must_use]
     pub(super) fn with_change_bytes_max(mut self, bytes: usize) -> Self {
         self.change_bytes_max = bytes;
+        self
+    }
+
+    /// Takes transactions that are sent while they are still open.
+    #[must_use]
+    pub(super) fn with_streamed(mut self, streamed: Option<Streamed>) -> Self {
+        self.streamed = streamed;
         self
     }
 
@@ -328,9 +341,8 @@ impl Reader {
         }
         let what = match begun.get(RELATION - 1..) {
             Some([b'M', ..]) => "a logical message".to_owned(),
-            Some([_, oid @ ..]) => oid
-                .first_chunk()
-                .and_then(|oid| self.assembler.table_name(u32::from_be_bytes(*oid)))
+            Some([_, rest @ ..]) => self
+                .table_of(rest)
                 .map_or_else(|| "a change".to_owned(), |table| format!("a change of {table}")),
             _ => "a change".to_owned(),
         };
@@ -342,6 +354,15 @@ impl Reader {
             "raise `change_bytes_max` of the source (some four times as much memory is needed); \
              the change waits in the server's log",
         ))
+    }
+
+    /// The table of a change whose kind is followed by `rest`.
+    fn table_of(&self, rest: &[u8]) -> Option<String> {
+        let inside = self.streamed.as_ref().filter(|streamed| streamed.is_inside());
+        let rest = if inside.is_some() { rest.get(4..)? } else { rest };
+        let oid = u32::from_be_bytes(*rest.first_chunk()?);
+        let told = inside.and_then(|streamed| streamed.table_name(oid));
+        told.or_else(|| self.assembler.table_name(oid))
     }
 
     fn note(&mut self, read: usize) -> Result<()> {
@@ -361,7 +382,9 @@ impl Reader {
     }
 
     fn decode(&mut self, mut bytes: Bytes) -> Result<()> {
-        while let Some(head) = bytes.first_chunk::<5>() {
+        while let Some(head) = bytes.first_chunk::<5>()
+            && !self.shared.stopped()
+        {
             let [tag, length @ ..] = *head;
             // `take_whole` cut at a message's end, so the length lies within the bytes
             let length = (u32::from_be_bytes(length) as usize + 1).min(bytes.len());
@@ -384,8 +407,18 @@ impl Reader {
         match message.first() {
             Some(b'w') if message.len() > 25 => {
                 message.advance(25); // start, end, and the time of sending
-                let catalog = &mut self.catalog;
-                assemble::feed(&mut self.assembler, message, &mut |r| catalog.resolve(r))
+                let taken = match &mut self.streamed {
+                    Some(streamed) => streamed.take(message, &mut self.assembler.arrivals)?,
+                    None => Taken::Message(message),
+                };
+                match taken {
+                    Taken::Message(message) => {
+                        let catalog = &mut self.catalog;
+                        assemble::feed(&mut self.assembler, message, &mut |r| catalog.resolve(r))
+                    }
+                    Taken::Kept => Ok(()),
+                    Taken::Committed(commit, replay) => self.replay(&commit, replay),
+                }
             }
             Some(b'k') if message.len() == 18 => {
                 message.advance(1);
@@ -402,6 +435,29 @@ impl Reader {
             }
             _ => Err(Error::retry("the server sent replication data of an unknown kind")),
         }
+    }
+
+    /// Hands over a transaction that was sent while it was open, in batches, as there is room for
+    /// them. Meanwhile nothing is read, but the server is kept informed.
+    fn replay(&mut self, commit: &StreamCommit, mut replay: Replay) -> Result<()> {
+        self.assembler.begin_streamed(commit)?;
+        while let Some(records) = replay.next_block()? {
+            for record in records {
+                let catalog = &mut self.catalog;
+                self.assembler.accept_spooled(record, &mut |r| catalog.resolve(r))?;
+            }
+            if self.assembler.bytes() >= OPEN_BYTES_MAX {
+                self.hand_over();
+                crate::failpoint::reach("source::replayed");
+            }
+            self.report_if_due()?;
+            self.wait_for_room()?;
+            if self.shared.stopped() {
+                return Ok(()); // nothing is handed over any more, so it stays without its end
+            }
+        }
+        crate::failpoint::reach("source::read_back");
+        self.assembler.end_streamed(commit)
     }
 
     fn hand_over_or_hold(&mut self, dry: bool) {
