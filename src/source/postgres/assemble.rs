@@ -488,6 +488,102 @@ mod tests {
         assert_eq!(assembler.take_closed().unwrap().changes.len(), 1);
     }
 
+    fn stream_commit(xid: u32, commit_lsn: u64) -> StreamCommit {
+        let commit_time = change::Timestamp(5);
+        StreamCommit {
+            xid,
+            commit_lsn: Lsn(commit_lsn),
+            end_lsn: Lsn(commit_lsn + 20),
+            commit_time,
+        }
+    }
+
+    /// A table whose second column has a name of its own.
+    fn described(column: &str) -> Bytes {
+        let mut relation = relation(1);
+        relation.columns[1].name = column.into();
+        encode::relation(&relation)
+    }
+
+    fn spooled(assembler: &mut Assembler, (arrival, message): (u64, Bytes)) -> Result<()> {
+        assembler.accept_spooled(Record { xid: 7, arrival, message }, &mut resolve)
+    }
+
+    /// The name of the second column of each change's table.
+    fn columns(batch: &Batch) -> Vec<&str> {
+        batch.changes.iter().map(|c| c.table.as_ref().unwrap().columns[1].name.as_str()).collect()
+    }
+
+    #[test]
+    fn a_transaction_from_the_spool_is_like_any_other() {
+        let mut assembler = assembler(0, &[]);
+        let commit = stream_commit(7, 100);
+        assembler.begin_streamed(&commit).unwrap();
+        for message in [relation_bytes(), insert("1"), insert("2"), insert("3")] {
+            spooled(&mut assembler, (1, message)).unwrap();
+        }
+        assert_eq!(assembler.take_open().unwrap().changes.len(), 2);
+        assembler.end_streamed(&commit).unwrap();
+        let batch = assembler.take_closed().unwrap();
+        assert_eq!((batch.changes[0].index, batch.changes[0].closes_transaction), (2, true));
+        assert_eq!(batch.changes[0].transaction.xid, 7);
+        assert_eq!(batch.position.unwrap().lsn, Lsn(120));
+    }
+
+    #[test]
+    fn what_a_transaction_from_the_spool_was_told_of_tables_is_its_own_until_it_ends() {
+        let mut assembler = assembler(
+            0,
+            &[encode::begin(50, 3), described("old"), insert("1"), encode::commit(50, 60)],
+        );
+        let commit = stream_commit(7, 100);
+        assembler.begin_streamed(&commit).unwrap();
+        let error = spooled(&mut assembler, (0, insert("2"))).unwrap_err();
+        assert!(error.to_string().contains("before its relation"), "{error}");
+        spooled(&mut assembler, (2, described("new"))).unwrap();
+        spooled(&mut assembler, (0, insert("2"))).unwrap();
+        assembler.end_streamed(&commit).unwrap();
+        for bytes in [encode::begin(130, 8), insert("3"), encode::commit(130, 140)] {
+            feed(&mut assembler, bytes, &mut resolve).unwrap();
+        }
+        assert_eq!(columns(&assembler.take_closed().unwrap()), ["old", "new", "new"]);
+    }
+
+    #[test]
+    fn what_others_were_told_later_outlives_the_end_of_a_transaction_from_the_spool() {
+        let mut assembler = assembler(0, &[]);
+        assembler.arrivals += 1; // the relation that goes to the spool
+        for bytes in [encode::begin(50, 3), described("later"), insert("1"), encode::commit(50, 60)]
+        {
+            feed(&mut assembler, bytes, &mut resolve).unwrap();
+        }
+        let commit = stream_commit(7, 100);
+        assembler.begin_streamed(&commit).unwrap();
+        spooled(&mut assembler, (1, described("earlier"))).unwrap();
+        spooled(&mut assembler, (0, insert("2"))).unwrap();
+        assembler.end_streamed(&commit).unwrap();
+        for bytes in [encode::begin(130, 8), insert("3"), encode::commit(130, 140)] {
+            feed(&mut assembler, bytes, &mut resolve).unwrap();
+        }
+        assert_eq!(columns(&assembler.take_closed().unwrap()), ["later", "earlier", "later"]);
+    }
+
+    #[test]
+    fn a_transaction_from_the_spool_that_the_journal_has_is_dropped_but_for_its_tables() {
+        let mut assembler = assembler(110, &[]);
+        let commit = stream_commit(7, 100);
+        assembler.begin_streamed(&commit).unwrap();
+        for message in [relation_bytes(), insert("1")] {
+            spooled(&mut assembler, (1, message)).unwrap();
+        }
+        assembler.end_streamed(&commit).unwrap();
+        assert!(assembler.take_closed().is_none());
+        for bytes in [encode::begin(130, 8), insert("3"), encode::commit(130, 140)] {
+            feed(&mut assembler, bytes, &mut resolve).unwrap();
+        }
+        assert_eq!(assembler.take_closed().unwrap().changes.len(), 1);
+    }
+
     #[test]
     fn an_unchanged_value_is_completed_from_a_full_old_row_and_kept_otherwise() {
         let (old, new) = (row("1", Value::Text(b"long")), row("1", Value::Unchanged));

@@ -31,7 +31,7 @@ fn spooled(server: &Server) -> usize {
     std::fs::read_dir(server.path("data/spool/app")).map_or(0, Iterator::count)
 }
 
-/// A transaction of 20,000 rows, some of them rolled back, around which others commit; the process
+/// A transaction of 40,000 rows, some of them rolled back, around which others commit; the process
 /// dies at `point` meanwhile.
 async fn killed_at(point: &str) {
     let cluster = Cluster::start().await;
@@ -42,7 +42,7 @@ async fn killed_at(point: &str) {
     server.start_to_die_at(point);
     let a = cluster.connect().await;
     run(&a, "begin").await;
-    for round in 0..20 {
+    for round in 0..40 {
         run(&a, &rows("t", round * 1_000)).await;
         if round == 10 {
             run(&a, &format!("savepoint s; {}; rollback to s", rows("t", 900_000))).await;
@@ -50,14 +50,15 @@ async fn killed_at(point: &str) {
         cluster.sql(&format!("insert into u values ({round}, 'x')")).await;
     }
     run(&a, "commit").await;
-    cluster.sql("insert into u values (20, 'last')").await;
-    assert!(!server.wait_exit(PATIENCE).await.success(), "{point}");
+    cluster.sql("insert into u values (40, 'last')").await;
+    let died = server.wait_exit(PATIENCE).await;
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&died), Some(9), "at {point}");
     server.start_ready().await;
     let file = FileRecorder::new(server.path("lake.jsonl"));
     file.wait_for_text(PATIENCE, "\"last\"").await;
     assert!(server.stop().await.success());
-    assert!(ids(&file, "t").into_iter().eq(0..20_000), "{point}");
-    assert!(ids(&file, "u").into_iter().eq(0..21), "{point}");
+    assert!(ids(&file, "t").into_iter().eq(0..40_000), "{point}");
+    assert!(ids(&file, "u").into_iter().eq(0..41), "{point}");
     assert_eq!(spooled(&server), 0, "{point}");
 }
 
@@ -70,13 +71,14 @@ async fn killed_while_it_spools_it_gets_everything_again_once() {
 #[tokio::test]
 async fn killed_while_it_reads_back_it_leaves_no_part_and_gets_everything_again_once() {
     killed_at("source::replayed:1").await;
-    killed_at("source::replayed:2").await;
+    killed_at("source::replayed:3").await;
+    killed_at("source::read_back").await;
 }
 
 #[tokio::test]
 async fn killed_with_a_part_in_the_journal_it_leaves_no_part_and_gets_everything_again_once() {
-    killed_at("source::read_back").await;
-    killed_at("journal::after_sync:24").await;
+    killed_at("journal::after_part:1").await;
+    killed_at("journal::after_part:2").await;
 }
 
 /// The largest resident size of the server so far.

@@ -15,6 +15,7 @@ use lz4_flex::block::{
     CompressTable, compress_into_with_table, decompress_into, get_maximum_output_size,
 };
 
+use super::super::pgoutput::Part;
 use crate::disk::DiskFile;
 
 /// Bytes before a block's payload.
@@ -33,16 +34,14 @@ pub(in super::super) struct Record {
     pub(in super::super) message: Bytes,
 }
 
-/// What stands before a record's message, whose kind is not yet with its body.
-pub(super) fn record_head(xid: u32, arrival: u64, (kind, body): (u8, &Bytes)) -> Vec<u8> {
+/// Writes what stands before a message's body: the record's head, and the kind.
+pub(super) fn push_head(out: &mut Vec<u8>, arrival: u64, part: &Part) {
     // A message is at most 1 GiB: the frames refuse a longer one.
-    let length = u32::try_from(body.len() + 1).unwrap_or(u32::MAX);
-    let mut head = Vec::with_capacity(RECORD_BYTES + 1);
-    head.extend_from_slice(&arrival.to_le_bytes());
-    head.extend_from_slice(&xid.to_le_bytes());
-    head.extend_from_slice(&length.to_le_bytes());
-    head.push(kind);
-    head
+    let length = u32::try_from(part.body.len() + 1).unwrap_or(u32::MAX);
+    out.extend_from_slice(&arrival.to_le_bytes());
+    out.extend_from_slice(&part.xid.to_le_bytes());
+    out.extend_from_slice(&length.to_le_bytes());
+    out.push(part.kind);
 }
 
 /// Takes the next record off `raw`; `None` at its end.

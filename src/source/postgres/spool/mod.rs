@@ -110,20 +110,19 @@ impl Spool {
 
     /// Keeps a message of the transaction `top`.
     pub(super) fn push(&mut self, top: u32, part: &Part, arrival: u64) -> Result<()> {
-        let head = block::record_head(part.xid, arrival, (part.kind, &part.body));
         if part.body.len() >= BLOCK_BYTES {
             self.write_tail(top)?;
-            let block = block::head(head.len() + part.body.len(), &[&head, &part.body]);
-            return self.write(top, &[&[&block[..], &head].concat(), &part.body]);
+            return self.write_large(top, part, arrival);
         }
         let spare = &mut self.spare;
         let spooled = self.open.entry(top).or_default();
         if spooled.tail.capacity() == 0 {
             spooled.tail = std::mem::take(spare);
         }
-        spooled.tail.extend_from_slice(&head);
+        let before = spooled.tail.len();
+        block::push_head(&mut spooled.tail, arrival, part);
         spooled.tail.extend_from_slice(&part.body);
-        self.memory_bytes += head.len() + part.body.len();
+        self.memory_bytes += spooled.tail.len() - before;
         if spooled.tail.len() >= BLOCK_BYTES {
             return self.write_tail(top);
         }
@@ -175,6 +174,13 @@ impl Spool {
         tail.clear();
         self.spare = tail;
         written
+    }
+
+    fn write_large(&mut self, xid: u32, part: &Part, arrival: u64) -> Result<()> {
+        let mut head = Vec::new();
+        block::push_head(&mut head, arrival, part);
+        let block = block::head(head.len() + part.body.len(), &[&head, &part.body]);
+        self.write(xid, &[&block, &head, &part.body])
     }
 
     fn write(&mut self, xid: u32, parts: &[&[u8]]) -> Result<()> {
