@@ -3,7 +3,8 @@
 //! ```text
 //!             reader thread                                    capture()
 //!  socket ──► Frames ──► pgoutput ──► Assembler ──► queue ──► next()
-//!    ▲                                             (bytes)
+//!    ▲           │ open transactions    ▲           (bytes)
+//!    │           └──► Streamed ─► Spool ┘ at their commit
 //!    └────── standby status ◄── confirmed (atomic) ◄───────── confirm()
 //! ```
 //!

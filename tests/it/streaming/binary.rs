@@ -1,6 +1,15 @@
 //! The real binary: killed in the middle, short of disk, and with far more than it may hold.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use fastrand::Rng;
+use tokio::task::JoinSet;
 
 use crate::{
     kit::{Cluster, FileRecorder, Server, SmallDisk, source_toml, wait_for},
@@ -79,6 +88,67 @@ async fn killed_while_it_reads_back_it_leaves_no_part_and_gets_everything_again_
 async fn killed_with_a_part_in_the_journal_it_leaves_no_part_and_gets_everything_again_once() {
     killed_at("journal::after_part:1").await;
     killed_at("journal::after_part:2").await;
+}
+
+/// Writes transactions of up to 3,000 rows, a part of which is rolled back, until it is told to end.
+async fn write(cluster: &Cluster, number: i64, stop: &AtomicBool) {
+    let session = cluster.connect().await;
+    let mut rng = Rng::with_seed(number.unsigned_abs());
+    let mut next = number * 1_000_000_000;
+    while !stop.load(Ordering::Relaxed) {
+        run(&session, "begin").await;
+        for _ in 0..rng.u32(1..4) {
+            let (rows, undone) = (rng.i64(1..1_000), rng.u32(..4) == 0);
+            let insert = format!(
+                "savepoint s; insert into t select i, repeat(md5(i::text), 6)
+                 from generate_series({next}, {next} + {rows}) i"
+            );
+            run(&session, &insert).await;
+            run(&session, if undone { "rollback to s" } else { "release s" }).await;
+            next += rows + 1;
+        }
+        run(&session, if rng.u32(..6) == 0 { "rollback" } else { "commit" }).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kills_at_random_moments_amid_open_transactions_lose_nothing_and_bring_nothing_twice() {
+    let seed = std::env::var("WALRACE_CHAOS_SEED").ok().and_then(|text| text.parse().ok());
+    let seed = seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
+    println!("WALRACE_CHAOS_SEED={seed}");
+    let cluster = Arc::new(Cluster::start().await);
+    cluster.sql("create table t (id bigint primary key, body text)").await;
+    let mut server = Server::new(&config(&cluster, "", ""));
+    server.start_ready().await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut writers = JoinSet::new();
+    for number in 1..4 {
+        let (cluster, stop) = (Arc::clone(&cluster), Arc::clone(&stop));
+        writers.spawn(async move { write(&cluster, number, &stop).await });
+    }
+    let mut rng = Rng::with_seed(seed);
+    for _ in 0..8 {
+        // A random moment is what this test is about.
+        tokio::time::sleep(Duration::from_millis(rng.u64(100..1_200))).await;
+        server.kill();
+        server.start_ready().await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    while let Some(ended) = writers.join_next().await {
+        ended.unwrap();
+    }
+    cluster.sql("insert into t values (-1, 'the last')").await;
+    let file = FileRecorder::new(server.path("lake.jsonl"));
+    file.wait_for_text(PATIENCE, "the last").await;
+    let streamed = "select stream_txns from pg_stat_replication_slots";
+    assert!(cluster.value(streamed).await.as_u64().unwrap() > 10);
+    assert!(server.stop().await.success());
+    let mut seen = ids(&file, "t");
+    seen.sort_unstable();
+    let rows = cluster.rows("select id from t order by id").await;
+    let rows: Vec<_> = rows.iter().map(|row| row["id"].as_i64().unwrap()).collect();
+    assert!(seen == rows, "{} changes of {} rows", seen.len(), rows.len());
+    assert_eq!(spooled(&server), 0);
 }
 
 /// The largest resident size of the server so far.

@@ -32,7 +32,7 @@ fn rows(table: &str, from: u32) -> String {
 /// The same database over two slots.
 struct Pair {
     cluster: Cluster,
-    streamed: Reading,
+    streamed: Option<Reading>,
     whole: Reading,
 }
 
@@ -51,13 +51,15 @@ impl Pair {
         };
         let streamed = Reading::open(&streamed(&cluster), Known::default()).await.unwrap();
         let whole = Reading::open(&whole, Known::default()).await.unwrap();
-        Self { cluster, streamed, whole }
+        Self { cluster, streamed: Some(streamed), whole }
     }
 
     /// What both give up to now, which must be the same.
     async fn same(&mut self) -> Vec<Change> {
         let end = lsn(&self.cluster, "select pg_current_wal_lsn()").await;
-        let streamed = timeless(self.streamed.until(|at| at.lsn >= end).await);
+        let reading = self.streamed.as_mut().unwrap();
+        let streamed = timeless(reading.until(|at| at.lsn >= end).await);
+        reading.confirm().await;
         let whole = timeless(self.whole.until(|at| at.lsn >= end).await);
         for (number, (left, right)) in streamed.iter().zip(&whole).enumerate() {
             assert_eq!(left.idempotency_key(), right.idempotency_key(), "change {number}");
@@ -65,6 +67,12 @@ impl Pair {
         }
         assert_eq!(streamed.len(), whole.len());
         streamed
+    }
+
+    /// Begins anew where the journal would.
+    async fn reconnect(&mut self) {
+        let known = self.streamed.take().unwrap().known();
+        self.streamed = Some(again(&self.cluster, &known).await);
     }
 
     /// How many transactions came while they were open.
@@ -363,6 +371,26 @@ async fn a_broken_connection_in_the_middle_discards_the_spool_and_gets_everythin
     let changes = reading.take(4_000).await;
     assert!(changes.iter().map(|change| change.index).eq(0..4_000));
     assert_eq!(files(&reading), 0);
+}
+
+#[tokio::test]
+async fn what_a_crash_of_the_server_left_open_leaves_the_spool() {
+    let mut cluster = Cluster::start().await;
+    cluster.sql(SCHEMA).await;
+    let mut reading = Reading::open(&streamed(&cluster), Known::default()).await.unwrap();
+    cluster.sql("insert into u values (1, 'x')").await;
+    reading.take(1).await;
+    let known = reading.known();
+    let a = cluster.connect().await;
+    run(&a, &format!("begin; {}; {}", rows("t", 0), rows("t", 1_000))).await;
+    cluster.restart(Stop::Immediate).await;
+    drop(reading);
+    let mut reading = again(&cluster, &known).await;
+    cluster.sql("checkpoint; insert into u values (2, 'x')").await;
+    assert_eq!(reading.take(1).await.len(), 1);
+    let files = || std::fs::read_dir(reading.spool.path()).unwrap().count();
+    let gone = async || (files() == 0).then_some(());
+    wait_for(PATIENCE, gone, || "it is still there".into()).await;
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ use crate::kit::Session;
 
 const SESSIONS: usize = 4;
 const STEPS: usize = 120;
+const LOCKS: &str = "select count(*) from pg_locks where mode = 'AccessExclusiveLock'";
 
 /// One session and what it may do next. Each writes to tables of its own, so that none waits for
 /// another.
@@ -98,8 +99,16 @@ async fn random_transactions_give_the_same_changes_whether_they_are_streamed_or_
     let schema: Vec<_> = (0..SESSIONS)
         .map(|n| {
             let identity = ["default", "full"][n % 2];
+            let parts = match n {
+                2 => format!(
+                    "partition by hash (id);
+                     create table t{n}a partition of t{n} for values with (modulus 2, remainder 0);
+                     create table t{n}b partition of t{n} for values with (modulus 2, remainder 1)"
+                ),
+                _ => String::new(),
+            };
             format!(
-                "create table t{n} (id int primary key, body text);
+                "create table t{n} (id int primary key, body text) {parts};
                  create table big{n} (id int primary key, body text);
                  alter table big{n} alter body set storage external;
                  alter table t{n} replica identity {identity};
@@ -108,7 +117,7 @@ async fn random_transactions_give_the_same_changes_whether_they_are_streamed_or_
         })
         .collect();
     let mut pair = Pair::begin("max_prepared_transactions = 20", &schema.join(";")).await;
-    let mut all = 0;
+    let (mut all, mut reconnects) = (0, 0);
     for round in 0..rounds {
         let seed = seed.unwrap_or(round + 1);
         println!("WALRACE_STREAM_SEED={seed}");
@@ -120,9 +129,19 @@ async fn random_transactions_give_the_same_changes_whether_they_are_streamed_or_
             let (open, savepoints, prepared) = (false, Vec::new(), Vec::new());
             writers.push(Writer { session, number, open, savepoints, next, prepared });
         }
+        let mut since = 0;
         for _ in 0..STEPS {
             let at = rng.usize(..SESSIONS);
             writers[at].go(&mut rng).await;
+            since += 1;
+            // In the middle of whatever is open, which the server then sends again. A table that
+            // somebody changes holds up the look at what is published.
+            if since >= 25 && pair.cluster.value(LOCKS).await == 0 {
+                since = 0;
+                reconnects += 1;
+                all += pair.same().await.len();
+                pair.reconnect().await;
+            }
         }
         for writer in &mut writers {
             if writer.open {
@@ -135,6 +154,9 @@ async fn random_transactions_give_the_same_changes_whether_they_are_streamed_or_
         all += pair.same().await.len();
     }
     let streamed = pair.streamed_count().await;
-    println!("{all} changes, {streamed} transactions were sent while they were open");
-    assert!(all > 1_000 && streamed > 0);
+    println!(
+        "{all} changes, {streamed} transactions were sent while they were open, {reconnects} times \
+         over a new connection"
+    );
+    assert!(all > 1_000 && streamed > 0 && (reconnects > 0 || rounds == 1));
 }
