@@ -5,11 +5,12 @@
 mod binary;
 mod random;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use walrace::{
     change::{Change, Lsn, Op, Timestamp},
     config::Postgres,
+    schema::Type,
     source::Known,
 };
 
@@ -90,10 +91,18 @@ impl Pair {
     }
 }
 
-/// A free message has no commit, so its time is that of its arrival.
+/// Without what depends on when it was asked for: a free message has no commit, so its time is that of
+/// its arrival; and what the catalog explains of a table is what it shows at that moment.
 fn timeless(mut changes: Vec<Change>) -> Vec<Change> {
-    for change in changes.iter_mut().filter(|change| change.transaction.xid == 0) {
-        change.transaction.commit_time = Timestamp(0);
+    for change in &mut changes {
+        if change.transaction.xid == 0 {
+            change.transaction.commit_time = Timestamp(0);
+        }
+        for column in change.table.as_mut().into_iter().flat_map(|t| &mut Arc::make_mut(t).columns)
+        {
+            column.ty = Type::base(column.ty.oid, column.ty.modifier);
+            (column.nullable, column.primary_key) = (None, false);
+        }
     }
     changes
 }
