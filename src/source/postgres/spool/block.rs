@@ -5,8 +5,8 @@
 //!  record  arrival u64 | xid u32 | message bytes u32 | message            (little endian)
 //! ```
 //!
-//! The payload is LZ4 where that made it smaller. The format is of one run of the program: a spool is
-//! never read by another one.
+//! The payload is LZ4 where that made it smaller. The format is that of one run of the program: no
+//! other one ever reads it.
 
 use std::io;
 
