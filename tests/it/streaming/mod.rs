@@ -423,6 +423,36 @@ async fn a_consumer_that_stalls_while_a_transaction_is_read_back_keeps_its_conne
 }
 
 #[tokio::test]
+async fn a_reader_that_leaves_while_a_transaction_is_read_back_gets_all_of_it_the_next_time() {
+    let cluster = Cluster::start().await;
+    cluster.sql(SCHEMA).await;
+    let mut reading = Reading::open(&streamed(&cluster), Known::default()).await.unwrap();
+    let known = Known {
+        progress: Some(reading.opened.start),
+        origin: Some(reading.opened.origin.clone()),
+        has_changes: false,
+    };
+    let rows = 60_000;
+    let large = "insert into t select i, repeat('x', 1000) from generate_series(1, 60000) i";
+    cluster.sql(large).await;
+    let mut taken = 0;
+    while taken == 0 {
+        let batch = reading.opened.source.next().await.unwrap();
+        assert!(batch.changes.is_empty() || batch.position.is_none(), "it is not whole yet");
+        taken += batch.changes.len();
+    }
+    let begun = std::time::Instant::now();
+    let Reading { opened, spool, .. } = reading;
+    drop(opened);
+    assert!(begun.elapsed() < Duration::from_secs(5), "it left after {:?}", begun.elapsed());
+    let gone = async || (std::fs::read_dir(spool.path()).unwrap().count() == 0).then_some(());
+    wait_for(PATIENCE, gone, || "the spool is still there".into()).await;
+    let mut reading = again(&cluster, &known).await;
+    let changes = reading.take(rows).await;
+    assert!(changes.iter().map(|change| change.index as usize).eq(0..rows));
+}
+
+#[tokio::test]
 async fn a_change_that_is_too_large_is_named_inside_an_open_transaction_too() {
     let cluster = Cluster::start().await;
     cluster.sql(SCHEMA).await;
