@@ -37,7 +37,7 @@ struct Build {
 type SourceGauge = (&'static str, &'static str, Option<Unit>, fn(&SourceStatus) -> Option<u64>);
 type SinkGauge = (&'static str, &'static str, Option<Unit>, fn(&SinkStatus) -> Option<u64>);
 
-const SOURCE_GAUGES: [SourceGauge; 11] = [
+const SOURCE_GAUGES: [SourceGauge; 12] = [
     ("source_up", "1 while the source is captured", None, |s| Some(s.state.is_running().into())),
     (
         "source_behind",
@@ -47,6 +47,9 @@ const SOURCE_GAUGES: [SourceGauge; 11] = [
     ),
     ("source_retained_wal", "WAL that the server keeps for our slot", Some(Unit::Bytes), |s| {
         s.retained_wal_bytes
+    }),
+    ("source_spool", "Disk that transactions take that are still open", Some(Unit::Bytes), |s| {
+        Some(s.spool_bytes)
     }),
     ("source_confirmed_lsn", "The LSN that the slot may forget up to", None, |s| {
         s.confirmed.map(|lsn| lsn.0)

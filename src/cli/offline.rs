@@ -95,6 +95,7 @@ impl<'a> Offline<'a> {
             journal_bytes_max: self.config.journal.bytes_max,
             journal_reserve_bytes: self.config.journal.reserve_bytes,
             journal_free_bytes: None,
+            spool_bytes: 0,
         })
     }
 

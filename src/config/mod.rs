@@ -133,6 +133,15 @@ pub struct Postgres {
     /// How backfills read its tables.
     #[serde(default)]
     pub backfill: Backfill,
+    /// Large transactions are sent while they are still open, and kept on our disk until they
+    /// commit. `false`: the server keeps them, and sends each at its commit.
+    #[serde(default = "yes")]
+    pub streaming: bool,
+    /// How much of all open transactions the server gathers in memory before it sends the largest
+    /// (or writes it to its own disk, without `streaming`): `logical_decoding_work_mem` of our
+    /// connection. Less than 65536 counts as that. 0: as the server is set up.
+    #[serde(default = "decoding_bytes_max")]
+    pub decoding_bytes_max: u64,
 }
 
 /// What happens when the server keeps more log for our slot than it should.
@@ -299,4 +308,8 @@ fn reconcile_ms() -> u64 {
 
 fn change_bytes_max() -> usize {
     256 << 20
+}
+
+fn decoding_bytes_max() -> u64 {
+    64 << 20
 }

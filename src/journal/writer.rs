@@ -100,6 +100,9 @@ impl Writer {
         failpoint::reach("journal::after_write");
         self.sync()?;
         failpoint::reach("journal::after_sync");
+        if batch.position.is_none() {
+            failpoint::reach("journal::after_part");
+        }
         self.space_bytes += self.active.point().at - before.at;
         self.publish(batch);
         Ok(())

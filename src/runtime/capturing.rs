@@ -20,7 +20,7 @@ use crate::{
     journal::{Inspection, Journal},
     pipeline,
     source::{
-        self, Known, Past,
+        self, Known, Past, SpoolOptions,
         postgres::{Stats, backfill::Fences},
     },
 };
@@ -49,6 +49,7 @@ pub(super) struct Capturing {
     asked: Mutex<Option<Asked>>,
     movement: Mutex<Movement>,
     gate: Mutex<Gate>,
+    spool: SpoolOptions,
     limits: config::Journal,
     free_bytes: Mutex<Option<u64>>,
     /// Where the rows of backfills meet the stream.
@@ -95,7 +96,7 @@ impl Capturing {
         name: &str,
         config: config::Source,
         journal: Journal,
-        limits: config::Journal,
+        whole: &config::Config,
     ) -> Self {
         Self {
             name: name.to_owned(),
@@ -112,7 +113,8 @@ impl Capturing {
                 at: Instant::now(),
             }),
             gate: Mutex::default(),
-            limits,
+            spool: super::spool_options(whole, name),
+            limits: whole.journal.clone(),
             free_bytes: Mutex::default(),
         }
     }
@@ -183,7 +185,7 @@ impl Capturing {
         let known = known(&self.journal);
         let opened = tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            opened = source::open(&self.name, &self.config, known) => opened?,
+            opened = source::open(&self.name, &self.config, known, self.spool.clone()) => opened?,
         };
         let mut origin = opened.origin;
         if self.journal.progress().is_none() {
@@ -340,7 +342,13 @@ impl Capturing {
             journal_bytes_max: self.limits.bytes_max,
             journal_reserve_bytes: self.limits.reserve_bytes,
             journal_free_bytes: free,
+            spool_bytes: self.spool_bytes(),
         }
+    }
+
+    fn spool_bytes(&self) -> u64 {
+        let stats = self.stats.lock().unwrap_or_else(PoisonError::into_inner);
+        stats.as_ref().map_or(0, |stats| stats.spool_bytes.load(Relaxed))
     }
 
     /// The end of the server's WAL, and what is confirmed. A stream that has fallen silent says

@@ -39,6 +39,7 @@ use crate::{
     journal::{self, Journal, Token},
     parking::Parking,
     sink,
+    source::SpoolOptions,
     transform::{Filter, Transform},
 };
 
@@ -81,7 +82,7 @@ impl Walrace {
         let mut sources = BTreeMap::new();
         for (name, source) in &config.source {
             let journal = open_journal(&config, name).await?;
-            let capturing = Capturing::new(name, source.clone(), journal, config.journal.clone());
+            let capturing = Capturing::new(name, source.clone(), journal, &config);
             sources.insert(name.clone(), Arc::new(capturing));
         }
         let mut sinks = BTreeMap::new();
@@ -260,6 +261,15 @@ pub fn journal_options(config: &Config, source: &str) -> journal::Options {
 /// The directory of `source`'s journal.
 pub fn journal_directory(config: &Config, source: &str) -> PathBuf {
     config.data_dir.join("journal").join(source)
+}
+
+/// Where the source `name` keeps transactions that are still open.
+fn spool_options(config: &Config, name: &str) -> SpoolOptions {
+    SpoolOptions {
+        directory: config.data_dir.join("spool").join(name),
+        disk: RealDisk::shared(),
+        reserve_bytes: config.journal.reserve_bytes,
+    }
 }
 
 async fn open_journal(config: &Config, source: &str) -> Result<Journal> {

@@ -93,6 +93,9 @@ pub struct SourceStatus {
     pub journal_reserve_bytes: u64,
     /// What is free on the journal's volume, as the running process last saw it.
     pub journal_free_bytes: Option<u64>,
+    /// Disk that transactions take that are still open.
+    #[serde(default)]
+    pub spool_bytes: u64,
 }
 
 /// One sink.

@@ -1,12 +1,13 @@
 //! Where changes come from: one trait, one `match` that opens it.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
 
 use crate::{
     change::{Batch, Lsn, Origin, Position, Recent},
     config,
+    disk::Disk,
     error::Result,
 };
 
@@ -68,6 +69,17 @@ impl fmt::Debug for Past {
     }
 }
 
+/// Where a source keeps transactions that are still open, as far as they are not for memory.
+#[derive(Clone, Debug)]
+pub struct SpoolOptions {
+    /// The directory. It belongs to the source, which removes every file in it when it is opened.
+    pub directory: PathBuf,
+    /// The file layer.
+    pub disk: Arc<dyn Disk>,
+    /// This much of the volume stays free.
+    pub reserve_bytes: u64,
+}
+
 /// A source that has begun to read.
 pub struct Opened {
     /// The source itself.
@@ -81,8 +93,13 @@ pub struct Opened {
 }
 
 /// Opens the source `name` where the journal ends.
-pub async fn open(name: &str, config: &config::Source, known: Known) -> Result<Opened> {
+pub async fn open(
+    name: &str,
+    config: &config::Source,
+    known: Known,
+    spool: SpoolOptions,
+) -> Result<Opened> {
     match config {
-        config::Source::Postgres(postgres) => postgres::open(name, postgres, known).await,
+        config::Source::Postgres(postgres) => postgres::open(name, postgres, known, spool).await,
     }
 }

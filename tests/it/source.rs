@@ -5,8 +5,9 @@ use std::time::Duration;
 use walrace::{
     change::{Before, Change, Lsn, Op, Position, Value},
     config::{Postgres, Secret, Source as SourceConfig},
+    disk::RealDisk,
     error::{Error, Result},
-    source::{self, Known, Opened},
+    source::{self, Known, Opened, SpoolOptions},
 };
 
 use crate::kit::{Cluster, Setup, Stop, wait_for};
@@ -22,13 +23,20 @@ pub(crate) fn config(url: &str) -> Postgres {
 pub(crate) struct Reading {
     pub(crate) opened: Opened,
     pub(crate) position: Option<Position>,
+    pub(crate) spool: tempfile::TempDir,
 }
 
 impl Reading {
     pub(crate) async fn open(config: &Postgres, known: Known) -> Result<Self> {
         let config = SourceConfig::Postgres(config.clone());
-        let opened = source::open("app", &config, known).await?;
-        Ok(Self { position: None, opened })
+        let spool = tempfile::tempdir().unwrap();
+        let options = SpoolOptions {
+            directory: spool.path().to_owned(),
+            disk: RealDisk::shared(),
+            reserve_bytes: 0,
+        };
+        let opened = source::open("app", &config, known, options).await?;
+        Ok(Self { position: None, opened, spool })
     }
 
     pub(crate) async fn begin(cluster: &Cluster) -> Self {

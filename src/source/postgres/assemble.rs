@@ -1,13 +1,17 @@
 //! From messages to changes: transactions, their indexes and ends, and the position they lead to.
 //!
 //! States: *between* transactions; *inside* one that is new to us; *inside* one that the journal
-//! has already (the server may send it again), whose changes are dropped.
+//! has already (the server may send it again), whose changes are dropped. A transaction that was
+//! sent while it was open is read back from the spool at its commit, and is then like any other.
 
 use std::{collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
 
-use super::pgoutput::{Message, Relation};
+use super::{
+    pgoutput::{Message, Relation, StreamCommit},
+    spool::Record,
+};
 use crate::{
     change::{self, Batch, Before, Change, Lsn, Op, Position, Row, Transaction, Value},
     error::{Error, Result},
@@ -23,7 +27,9 @@ pub(super) struct Assembler {
     timeline: u32,
     /// All below it is in the journal.
     progress: Lsn,
-    tables: HashMap<u32, Arc<Table>>,
+    tables: Tables,
+    /// How many relations the server has sent.
+    pub(super) arrivals: u64,
     /// The table of the last change: most changes are of the same one.
     recent: Option<(u32, Arc<Table>)>,
     open: Option<Open>,
@@ -36,12 +42,26 @@ pub(super) struct Assembler {
     position: Option<Lsn>,
 }
 
+/// Tables by oid.
+type Tables = HashMap<u32, Described>;
+
+/// A table as the server last described it.
+#[derive(Debug)]
+struct Described {
+    table: Arc<Table>,
+    /// Its number among the relations that the server has sent.
+    arrival: u64,
+}
+
 /// The transaction whose messages arrive.
 #[derive(Debug)]
 struct Open {
     transaction: Transaction,
     index: u32,
     known: bool,
+    /// The tables as a transaction from the spool was told of them, and it alone until its end: the
+    /// server describes each table anew in each such transaction.
+    overlay: Option<Tables>,
 }
 
 impl Assembler {
@@ -50,7 +70,8 @@ impl Assembler {
         Self {
             timeline: start.timeline,
             progress: start.lsn,
-            tables: HashMap::new(),
+            tables: Tables::new(),
+            arrivals: 0,
             recent: None,
             open: None,
             pending: Vec::new(),
@@ -69,21 +90,12 @@ impl Assembler {
     ) -> Result<()> {
         match message {
             Message::Begin { commit_lsn, commit_time, xid } => {
-                if self.open.is_some() {
-                    return Err(Error::retry("a transaction began inside another one"));
-                }
-                let known = commit_lsn < self.progress;
-                let transaction = Transaction { xid, commit_lsn, commit_time };
-                self.open = Some(Open { transaction, index: 0, known });
+                self.begin(Transaction { xid, commit_lsn, commit_time }, None)?;
             }
             Message::Commit { end_lsn, .. } => self.commit(end_lsn)?,
             Message::Relation(relation) => {
-                let table = resolve(&relation)?;
-                self.recent = None;
-                // The same content keeps its Arc, so that the journal sees one version.
-                if self.tables.get(&relation.oid).is_none_or(|known| **known != table) {
-                    self.tables.insert(relation.oid, Arc::new(table));
-                }
+                self.arrivals += 1;
+                self.describe(resolve(&relation)?, self.arrivals);
             }
             Message::Insert { relation, after } => {
                 let rows = (Before::Nothing, Some(after));
@@ -110,6 +122,35 @@ impl Assembler {
         Ok(())
     }
 
+    /// Begins to take a transaction from the spool; `end_streamed` ends it.
+    pub(super) fn begin_streamed(&mut self, commit: &StreamCommit) -> Result<()> {
+        let StreamCommit { xid, commit_lsn, commit_time, .. } = *commit;
+        self.begin(Transaction { xid, commit_lsn, commit_time }, Some(Tables::new()))
+    }
+
+    /// Takes one message of a transaction from the spool.
+    pub(super) fn accept_spooled(&mut self, record: Record, resolve: Resolve<'_>) -> Result<()> {
+        let size = record.message.len();
+        match super::pgoutput::decode(record.message)? {
+            Message::Relation(relation) => self.describe(resolve(&relation)?, record.arrival),
+            message => self.accept(message, size, resolve)?,
+        }
+        Ok(())
+    }
+
+    /// Ends a transaction from the spool. What it was told of tables now holds for all, unless they
+    /// were told something else since.
+    pub(super) fn end_streamed(&mut self, commit: &StreamCommit) -> Result<()> {
+        let overlay = self.open.as_mut().and_then(|open| open.overlay.take());
+        for (oid, described) in overlay.unwrap_or_default() {
+            if self.tables.get(&oid).is_none_or(|known| known.arrival < described.arrival) {
+                self.tables.insert(oid, described);
+            }
+        }
+        self.recent = None;
+        self.commit(commit.end_lsn)
+    }
+
     /// The server has nothing for us below `lsn`.
     pub(super) fn nothing_below(&mut self, lsn: Lsn) {
         if self.open.is_none() {
@@ -119,7 +160,7 @@ impl Assembler {
 
     /// The name of a table that the server has described.
     pub(super) fn table_name(&self, oid: u32) -> Option<String> {
-        self.tables.get(&oid).map(|table| table.full_name())
+        self.tables.get(&oid).map(|described| described.table.full_name())
     }
 
     /// Wire bytes that wait to be taken.
@@ -169,6 +210,30 @@ impl Assembler {
             self.progress = lsn;
             self.position = Some(lsn);
         }
+    }
+
+    fn begin(&mut self, transaction: Transaction, overlay: Option<Tables>) -> Result<()> {
+        if self.open.is_some() {
+            return Err(Error::retry("a transaction began inside another one"));
+        }
+        let known = transaction.commit_lsn < self.progress;
+        self.open = Some(Open { transaction, index: 0, known, overlay });
+        self.recent = None;
+        Ok(())
+    }
+
+    /// The same content keeps its Arc, so that the journal sees one version.
+    fn describe(&mut self, table: Table, arrival: u64) {
+        self.recent = None;
+        let oid = table.oid;
+        let overlay = self.open.as_mut().and_then(|open| open.overlay.as_mut());
+        let known = overlay.as_ref().and_then(|overlay| overlay.get(&oid));
+        let known = known.or_else(|| self.tables.get(&oid)).map(|known| &known.table);
+        let table = match known.filter(|known| ***known == table) {
+            Some(known) => Arc::clone(known),
+            None => Arc::new(table),
+        };
+        overlay.unwrap_or(&mut self.tables).insert(oid, Described { table, arrival });
     }
 
     fn commit(&mut self, end_lsn: Lsn) -> Result<()> {
@@ -268,11 +333,12 @@ impl Assembler {
         match &self.recent {
             Some((recent, table)) if *recent == oid => Ok(Arc::clone(table)),
             _ => {
-                let table = self.tables.get(&oid).ok_or_else(|| {
+                let overlay = self.open.as_ref().and_then(|open| open.overlay.as_ref());
+                let described = overlay.unwrap_or(&self.tables).get(&oid).ok_or_else(|| {
                     Error::retry(format!("a change of table {oid} came before its relation"))
                 })?;
-                self.recent = Some((oid, Arc::clone(table)));
-                Ok(Arc::clone(table))
+                self.recent = Some((oid, Arc::clone(&described.table)));
+                Ok(Arc::clone(&described.table))
             }
         }
     }
@@ -419,6 +485,102 @@ mod tests {
         let mut assembler = assembler(120, &again);
         assert!(assembler.take_closed().is_none());
         for bytes in [encode::begin(120, 10), insert("2"), encode::commit(120, 140)] {
+            feed(&mut assembler, bytes, &mut resolve).unwrap();
+        }
+        assert_eq!(assembler.take_closed().unwrap().changes.len(), 1);
+    }
+
+    fn stream_commit(xid: u32, commit_lsn: u64) -> StreamCommit {
+        let commit_time = change::Timestamp(5);
+        StreamCommit {
+            xid,
+            commit_lsn: Lsn(commit_lsn),
+            end_lsn: Lsn(commit_lsn + 20),
+            commit_time,
+        }
+    }
+
+    /// A table whose second column has a name of its own.
+    fn described(column: &str) -> Bytes {
+        let mut relation = relation(1);
+        relation.columns[1].name = column.into();
+        encode::relation(&relation)
+    }
+
+    fn spooled(assembler: &mut Assembler, (arrival, message): (u64, Bytes)) -> Result<()> {
+        assembler.accept_spooled(Record { xid: 7, arrival, message }, &mut resolve)
+    }
+
+    /// The name of the second column of each change's table.
+    fn columns(batch: &Batch) -> Vec<&str> {
+        batch.changes.iter().map(|c| c.table.as_ref().unwrap().columns[1].name.as_str()).collect()
+    }
+
+    #[test]
+    fn a_transaction_from_the_spool_is_like_any_other() {
+        let mut assembler = assembler(0, &[]);
+        let commit = stream_commit(7, 100);
+        assembler.begin_streamed(&commit).unwrap();
+        for message in [relation_bytes(), insert("1"), insert("2"), insert("3")] {
+            spooled(&mut assembler, (1, message)).unwrap();
+        }
+        assert_eq!(assembler.take_open().unwrap().changes.len(), 2);
+        assembler.end_streamed(&commit).unwrap();
+        let batch = assembler.take_closed().unwrap();
+        assert_eq!((batch.changes[0].index, batch.changes[0].closes_transaction), (2, true));
+        assert_eq!(batch.changes[0].transaction.xid, 7);
+        assert_eq!(batch.position.unwrap().lsn, Lsn(120));
+    }
+
+    #[test]
+    fn what_a_transaction_from_the_spool_was_told_of_tables_is_its_own_until_it_ends() {
+        let mut assembler = assembler(
+            0,
+            &[encode::begin(50, 3), described("old"), insert("1"), encode::commit(50, 60)],
+        );
+        let commit = stream_commit(7, 100);
+        assembler.begin_streamed(&commit).unwrap();
+        let error = spooled(&mut assembler, (0, insert("2"))).unwrap_err();
+        assert!(error.to_string().contains("before its relation"), "{error}");
+        spooled(&mut assembler, (2, described("new"))).unwrap();
+        spooled(&mut assembler, (0, insert("2"))).unwrap();
+        assembler.end_streamed(&commit).unwrap();
+        for bytes in [encode::begin(130, 8), insert("3"), encode::commit(130, 140)] {
+            feed(&mut assembler, bytes, &mut resolve).unwrap();
+        }
+        assert_eq!(columns(&assembler.take_closed().unwrap()), ["old", "new", "new"]);
+    }
+
+    #[test]
+    fn what_others_were_told_later_outlives_the_end_of_a_transaction_from_the_spool() {
+        let mut assembler = assembler(0, &[]);
+        assembler.arrivals += 1; // the relation that goes to the spool
+        for bytes in [encode::begin(50, 3), described("later"), insert("1"), encode::commit(50, 60)]
+        {
+            feed(&mut assembler, bytes, &mut resolve).unwrap();
+        }
+        let commit = stream_commit(7, 100);
+        assembler.begin_streamed(&commit).unwrap();
+        spooled(&mut assembler, (1, described("earlier"))).unwrap();
+        spooled(&mut assembler, (0, insert("2"))).unwrap();
+        assembler.end_streamed(&commit).unwrap();
+        for bytes in [encode::begin(130, 8), insert("3"), encode::commit(130, 140)] {
+            feed(&mut assembler, bytes, &mut resolve).unwrap();
+        }
+        assert_eq!(columns(&assembler.take_closed().unwrap()), ["later", "earlier", "later"]);
+    }
+
+    #[test]
+    fn a_transaction_from_the_spool_that_the_journal_has_is_dropped_but_for_its_tables() {
+        let mut assembler = assembler(110, &[]);
+        let commit = stream_commit(7, 100);
+        assembler.begin_streamed(&commit).unwrap();
+        for message in [relation_bytes(), insert("1")] {
+            spooled(&mut assembler, (1, message)).unwrap();
+        }
+        assembler.end_streamed(&commit).unwrap();
+        assert!(assembler.take_closed().is_none());
+        for bytes in [encode::begin(130, 8), insert("3"), encode::commit(130, 140)] {
             feed(&mut assembler, bytes, &mut resolve).unwrap();
         }
         assert_eq!(assembler.take_closed().unwrap().changes.len(), 1);

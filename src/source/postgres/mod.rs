@@ -12,7 +12,7 @@ use std::{
 
 use async_trait::async_trait;
 
-use super::{Known, Opened, Source};
+use super::{Known, Opened, Source, SpoolOptions};
 use crate::{
     change::{Batch, Gap, Origin, Position},
     config,
@@ -35,9 +35,11 @@ mod publication;
 mod session;
 mod settings;
 mod slot;
+mod spool;
 mod standby;
 mod stats;
 mod stream;
+mod streamed;
 mod tls;
 mod url;
 pub mod wal2json;
@@ -58,13 +60,18 @@ use catalog::{Catalog, quote_name, quote_text};
 use checks::{Look, Server};
 use publication::Published;
 use settings::Settings;
+use spool::Spool;
 use standby::Timelines;
 use stream::{Reader, Shared};
+use streamed::Streamed;
 use watch::Watch;
 use wire::{Client, Frames, Purpose, Socket, Stream};
 
 /// How long a source that is dropped waits for its thread to end.
 const FAREWELL_WAIT: Duration = Duration::from_millis(500);
+
+/// The server refuses less as `logical_decoding_work_mem`.
+const DECODING_KILOBYTES_MIN: u64 = 64;
 
 /// An open PostgreSQL source. Dropping it ends its threads and frees the slot.
 pub struct Postgres {
@@ -112,10 +119,16 @@ impl Drop for Postgres {
     }
 }
 
-/// Connects, checks the history, creates what is missing, and begins to read.
-pub async fn open(name: &str, config: &config::Postgres, known: Known) -> Result<Opened> {
+/// Connects, checks the history, creates what is missing, and begins to read. Transactions that are
+/// still open are kept in `spool`.
+pub async fn open(
+    name: &str,
+    config: &config::Postgres,
+    known: Known,
+    spool: SpoolOptions,
+) -> Result<Opened> {
     let settings = Settings::new(name, config)?;
-    blocking(move || open_blocking(&settings, &known)).await
+    blocking(move || open_blocking(&settings, &known, spool)).await
 }
 
 /// A gap that a person has accepted.
@@ -214,12 +227,12 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.class(Class::Bug, || "a task of the source died")?
 }
 
-fn open_blocking(settings: &Settings, known: &Known) -> Result<Opened> {
+fn open_blocking(settings: &Settings, known: &Known, spool: SpoolOptions) -> Result<Opened> {
     let context = || format!("while opening the source `{}`", settings.name);
-    try_open(settings, known).context(context)
+    try_open(settings, known, spool).context(context)
 }
 
-fn try_open(settings: &Settings, known: &Known) -> Result<Opened> {
+fn try_open(settings: &Settings, known: &Known, spool: SpoolOptions) -> Result<Opened> {
     let (verdict, (mut client, server, _)) = compare(settings, known)?;
     verdict.map_err(|obstacle| obstacle.into_error(&settings.name))?;
     let (slot, published) = checks::ensure_slot(&mut client, settings, &server)?;
@@ -230,35 +243,42 @@ fn try_open(settings: &Settings, known: &Known) -> Result<Opened> {
     origin.comparable = known.origin.as_ref().and_then(|origin| origin.comparable);
     let members = watch::remember(&mut client, &published.names, &mut origin)?;
     let watch = Watch::new(published.names.clone(), published.managed, members);
-    let mut source = start_reading(settings, &server, (start, &published))?;
+    let stats = Arc::<Stats>::default();
+    let spool = Spool::new(spool, Arc::clone(&stats))?;
+    let pgoutput = settings.config.plugin == config::Plugin::Pgoutput;
+    let streamed = (pgoutput && settings.config.streaming).then(|| Streamed::new(spool));
+    let begun = (start, Arc::clone(&stats));
+    let mut source = start_reading((settings, &server, &published), begun, streamed)?;
     source.reconciler = Some(Reconciler::start(settings.clone(), watch, &source.shared)?);
-    let stats = Arc::clone(&source.shared.stats);
     Ok(Opened { source: Box::new(source), origin, start, stats })
 }
 
 fn start_reading(
-    settings: &Settings,
-    server: &Server,
-    (start, published): (Position, &Published),
+    (settings, server, published): (&Settings, &Server, &Published),
+    (start, stats): (Position, Arc<Stats>),
+    streamed: Option<Streamed>,
 ) -> Result<Postgres> {
-    let walsender = Client::connect(&settings.target, Purpose::Replication)?;
+    let mut walsender = Client::connect(&settings.target, Purpose::Replication)?;
+    set_decoding_memory(&mut walsender, settings.config.decoding_bytes_max)?;
     let (connection, decoder) = match settings.config.plugin {
         config::Plugin::Wal2json => {
             let (connection, decoder) = wal2json::begin(walsender, settings, start.lsn)?;
             (connection, Some(decoder))
         }
         config::Plugin::Pgoutput => {
-            (begin_pgoutput(walsender, settings, (start, published))?, None)
+            let begun = (start, published, streamed.is_some());
+            (begin_pgoutput(walsender, settings, begun)?, None)
         }
     };
     let cannot = || "cannot set up the connection";
     let socket = connection.0.socket().try_clone().class(Class::Retry, cannot)?;
-    let shared = Arc::new(Shared::new(start.lsn, Arc::default()));
+    let shared = Arc::new(Shared::new(start.lsn, stats));
     let catalog = Catalog::new(settings.target.clone());
     let reader = Reader::new(connection, start, catalog, Arc::clone(&shared))
         .class(Class::Retry, cannot)?
         .with_sender_timeout(Duration::from_millis(server.sender_timeout_ms))
         .with_change_bytes_max(settings.config.change_bytes_max)
+        .with_streamed(streamed)
         .with_wal2json(decoder);
     let ended = Arc::clone(&shared);
     thread(format!("read {}", settings.name), move || {
@@ -274,16 +294,30 @@ fn start_reading(
 fn begin_pgoutput(
     walsender: Client,
     settings: &Settings,
-    (start, published): (Position, &Published),
+    (start, published, streamed): (Position, &Published, bool),
 ) -> Result<(Stream, Frames)> {
+    let protocol = match streamed {
+        true => "proto_version '2', streaming 'on'",
+        false => "proto_version '1'",
+    };
     let names: Vec<_> = published.names.iter().map(|name| quote_name(name)).collect();
     Ok(walsender.start_copy(&format!(
-        "START_REPLICATION SLOT {} LOGICAL {} (proto_version '1', publication_names {}, \
-         messages 'true')",
+        "START_REPLICATION SLOT {} LOGICAL {} ({protocol}, publication_names {}, messages 'true')",
         quote_name(&settings.slot),
         start.lsn,
         quote_text(&names.join(","))
     ))?)
+}
+
+/// How much of open transactions the server gathers before it sends them, or writes them to its own
+/// disk. Set on the connection that decodes, and on no other.
+fn set_decoding_memory(walsender: &mut Client, bytes: u64) -> Result<()> {
+    if bytes == 0 {
+        return Ok(());
+    }
+    let kilobytes = bytes.div_ceil(1024).clamp(DECODING_KILOBYTES_MIN, i32::MAX as u64);
+    walsender.query(&format!("set logical_decoding_work_mem = '{kilobytes}kB'"))?;
+    Ok(())
 }
 
 fn thread(name: String, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {

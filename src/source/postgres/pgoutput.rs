@@ -104,6 +104,91 @@ pub struct RelationColumn {
     pub modifier: i32,
 }
 
+/// What brackets the blocks of a transaction that is sent while it is still open (protocol 2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Control {
+    /// A block of the transaction begins.
+    Start {
+        /// The id of the transaction itself.
+        xid: u32,
+        /// Whether nothing of it was sent before.
+        first: bool,
+    },
+    /// The block ends; the transaction stays open.
+    Stop,
+    /// The transaction has committed.
+    Commit(StreamCommit),
+    /// The transaction, or a part of it, was rolled back.
+    Abort {
+        /// The id of the transaction itself.
+        xid: u32,
+        /// The id of the subtransaction, or of the transaction where all of it was rolled back.
+        subxid: u32,
+    },
+}
+
+/// The end of a transaction that was sent in blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamCommit {
+    /// Its id.
+    pub xid: u32,
+    /// The LSN of the commit record.
+    pub commit_lsn: Lsn,
+    /// The LSN after the commit record.
+    pub end_lsn: Lsn,
+    /// When it was committed.
+    pub commit_time: Timestamp,
+}
+
+/// A message inside a block.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// The transaction or subtransaction that it belongs to, and vanishes with.
+    pub xid: u32,
+    /// The message's kind.
+    pub kind: u8,
+    /// What follows the id; with the kind before it, it is what [`decode`] takes.
+    pub body: Bytes,
+}
+
+/// Decodes what brackets blocks; `None` where `bytes` is any other message.
+pub fn decode_control(bytes: &Bytes) -> Result<Option<Control>> {
+    let Some(kind @ (b'S' | b'E' | b'c' | b'A')) = bytes.first() else { return Ok(None) };
+    let mut input = Input(bytes.slice(1..));
+    let control = match kind {
+        b'S' => Control::Start { xid: input.u32()?, first: input.u8()? == 1 },
+        b'E' => Control::Stop,
+        b'c' => {
+            let xid = input.u32()?;
+            input.skip(1)?; // flags, unused
+            Control::Commit(StreamCommit {
+                xid,
+                commit_lsn: Lsn(input.u64()?),
+                end_lsn: Lsn(input.u64()?),
+                commit_time: input.time()?,
+            })
+        }
+        _ => Control::Abort { xid: input.u32()?, subxid: input.u32()? },
+    };
+    input.end()?;
+    Ok(Some(control))
+}
+
+/// Takes the id out of a message inside a block; `None` for a message that Walrace has no use for.
+pub fn decode_part(bytes: Bytes) -> Result<Option<Part>> {
+    let mut input = Input(bytes);
+    match input.u8()? {
+        b'Y' | b'O' => Ok(None),
+        kind @ (b'R' | b'I' | b'U' | b'D' | b'T' | b'M') => {
+            Ok(Some(Part { xid: input.u32()?, kind, body: input.0 }))
+        }
+        other => {
+            let name = other.escape_ascii();
+            Err(Error::data(format!("pgoutput sent `{name}` inside a block of a transaction")))
+        }
+    }
+}
+
 /// Decodes one message, which must be all of `bytes`.
 pub fn decode(bytes: Bytes) -> Result<Message> {
     let mut input = Input(bytes);
@@ -150,10 +235,8 @@ pub fn decode(bytes: Bytes) -> Result<Message> {
             return Err(Error::data(format!("pgoutput sent a message of unknown kind `{name}`")));
         }
     };
-    match input.0.is_empty() {
-        true => Ok(message),
-        false => Err(Error::data(format!("{} bytes after a pgoutput message", input.0.len()))),
-    }
+    input.end()?;
+    Ok(message)
 }
 
 /// What is left of a message.
@@ -179,6 +262,13 @@ impl Input {
     fn time(&mut self) -> Result<Timestamp> {
         let microseconds = self.0.try_get_i64().map_err(|_| short())?;
         Ok(Timestamp(microseconds.saturating_add(POSTGRES_EPOCH_US)))
+    }
+
+    fn end(&self) -> Result<()> {
+        match self.0.is_empty() {
+            true => Ok(()),
+            false => Err(Error::data(format!("{} bytes after a pgoutput message", self.0.len()))),
+        }
     }
 
     fn skip(&mut self, count: usize) -> Result<()> {
@@ -342,6 +432,41 @@ pub(super) mod tests {
             out.into()
         }
 
+        /// `message` as it is inside a block, where it belongs to `xid`.
+        pub(crate) fn part(xid: u32, message: &Bytes) -> Bytes {
+            let (kind, body) = message.split_at(1);
+            [kind, &xid.to_be_bytes(), body].concat().into()
+        }
+
+        pub(crate) fn start(xid: u32, first: bool) -> Bytes {
+            let mut out = vec![b'S'];
+            out.extend(xid.to_be_bytes());
+            out.push(first.into());
+            out.into()
+        }
+
+        pub(crate) fn stop() -> Bytes {
+            Bytes::from_static(b"E")
+        }
+
+        pub(crate) fn stream_commit(commit: &StreamCommit) -> Bytes {
+            let mut out = vec![b'c'];
+            out.extend(commit.xid.to_be_bytes());
+            out.push(0);
+            out.extend(commit.commit_lsn.0.to_be_bytes());
+            out.extend(commit.end_lsn.0.to_be_bytes());
+            let time = commit.commit_time.0.saturating_sub(POSTGRES_EPOCH_US);
+            out.extend(time.to_be_bytes());
+            out.into()
+        }
+
+        pub(crate) fn abort(xid: u32, subxid: u32) -> Bytes {
+            let mut out = vec![b'A'];
+            out.extend(xid.to_be_bytes());
+            out.extend(subxid.to_be_bytes());
+            out.into()
+        }
+
         pub(crate) fn message(
             transactional: bool,
             lsn: u64,
@@ -395,7 +520,43 @@ pub(super) mod tests {
         }
     }
 
+    #[test]
+    fn what_brackets_a_block_gives_back_what_was_put_in() {
+        let commit = StreamCommit {
+            xid: 9,
+            commit_lsn: Lsn(100),
+            end_lsn: Lsn(120),
+            commit_time: Timestamp(POSTGRES_EPOCH_US + 5),
+        };
+        for (bytes, control) in [
+            (encode::start(9, true), Control::Start { xid: 9, first: true }),
+            (encode::start(9, false), Control::Start { xid: 9, first: false }),
+            (encode::stop(), Control::Stop),
+            (encode::stream_commit(&commit), Control::Commit(commit)),
+            (encode::abort(9, 11), Control::Abort { xid: 9, subxid: 11 }),
+        ] {
+            assert_eq!(decode_control(&bytes).unwrap(), Some(control));
+            assert!(decode_control(&[&bytes[..], b"\0"].concat().into()).is_err());
+            for length in 1..bytes.len() {
+                assert!(decode_control(&bytes.slice(..length)).is_err(), "{control:?}");
+            }
+        }
+        assert_eq!(decode_control(&encode::begin(100, 9)).unwrap(), None);
+        assert_eq!(decode_control(&Bytes::new()).unwrap(), None);
+    }
+
     proptest! {
+        #[test]
+        fn a_part_of_a_block_is_its_message_with_the_id_taken_out(
+            relation in relations(), xid in any::<u32>(),
+        ) {
+            let bytes = encode::part(xid, &encode::relation(&relation));
+            let part = decode_part(bytes).unwrap().unwrap();
+            prop_assert_eq!(part.xid, xid);
+            let whole = [&[part.kind], &part.body[..]].concat();
+            prop_assert_eq!(decode(whole.into()).unwrap(), Message::Relation(relation));
+        }
+
         #[test]
         fn a_relation_gives_back_what_was_put_in(relation in relations()) {
             let bytes = encode::relation(&relation);
@@ -413,12 +574,15 @@ pub(super) mod tests {
 
         #[test]
         fn foreign_bytes_never_panic(
-            kind in prop::sample::select(b"BCRIUDTMYO?".to_vec()),
+            kind in prop::sample::select(b"BCRIUDTMYOSEcA?".to_vec()),
             rest in prop::collection::vec(any::<u8>(), 0..200),
         ) {
             let mut bytes = vec![kind];
             bytes.extend(rest);
-            let _ = decode(bytes.into());
+            let bytes = Bytes::from(bytes);
+            let _ = decode_control(&bytes);
+            let _ = decode_part(bytes.clone());
+            let _ = decode(bytes);
         }
     }
 }

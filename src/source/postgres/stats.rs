@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicI64, AtomicU64};
 
-/// Counters of one open source; all grow.
+/// Counters of one open source; all but `spool_bytes` grow.
 #[derive(Debug, Default)]
 pub struct Stats {
     /// The LSN that was received and handed over.
@@ -15,6 +15,8 @@ pub struct Stats {
     pub changes: AtomicU64,
     /// Bytes read from the stream.
     pub bytes: AtomicU64,
+    /// Disk that transactions take that are still open.
+    pub spool_bytes: AtomicU64,
     /// When something was last handed over, in microseconds since 1970; 0: never.
     pub last_message_us: AtomicI64,
 }

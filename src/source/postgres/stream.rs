@@ -3,7 +3,8 @@
 //! ```text
 //!             reader thread                                    capture()
 //!  socket ──► Frames ──► pgoutput ──► Assembler ──► queue ──► next()
-//!    ▲                                             (bytes)
+//!    ▲           │ open transactions    ▲           (bytes)
+//!    │           └──► Streamed ─► Spool ┘ at their commit
 //!    └────── standby status ◄── confirmed (atomic) ◄───────── confirm()
 //! ```
 //!
@@ -30,7 +31,10 @@ use super::{
     assemble::{self, Assembler},
     catalog::Catalog,
     failure::{ServerError, broken, notice},
+    pgoutput::StreamCommit,
+    spool::Replay,
     stats::Stats,
+    streamed::{Streamed, Taken},
     wal2json,
     wire::{Frames, Stream},
 };
@@ -200,6 +204,8 @@ pub(super) struct Reader {
     stream: Stream,
     frames: Frames,
     assembler: Assembler,
+    /// Where the server sends transactions that are still open.
+    streamed: Option<Streamed>,
     catalog: Catalog,
     /// Where the slot is of that plugin.
     wal2json: Option<wal2json::Decoder>,
@@ -238,6 +244,7 @@ impl Reader {
             stream,
             frames,
             assembler: Assembler::new(start),
+            streamed: None,
             catalog,
             shared,
             wal2json: None,
@@ -277,6 +284,13 @@ impl Reader {
     #[must_use]
     pub(super) fn with_wal2json(mut self, decoder: Option<wal2json::Decoder>) -> Self {
         self.wal2json = decoder;
+        self
+    }
+
+    /// Takes transactions that are sent while they are still open.
+    #[must_use]
+    pub(super) fn with_streamed(mut self, streamed: Option<Streamed>) -> Self {
+        self.streamed = streamed;
         self
     }
 
@@ -352,9 +366,8 @@ impl Reader {
             Some(line) if self.wal2json.is_some() => wal2json::table_of(line)
                 .map_or_else(|| "a change".to_owned(), |table| format!("a change of {table}")),
             Some([b'M', ..]) => "a logical message".to_owned(),
-            Some([_, oid @ ..]) => oid
-                .first_chunk()
-                .and_then(|oid| self.assembler.table_name(u32::from_be_bytes(*oid)))
+            Some([_, rest @ ..]) => self
+                .table_of(rest)
                 .map_or_else(|| "a change".to_owned(), |table| format!("a change of {table}")),
             _ => "a change".to_owned(),
         };
@@ -366,6 +379,15 @@ impl Reader {
             "raise `change_bytes_max` of the source (some four times as much memory is needed); \
              the change waits in the server's log",
         ))
+    }
+
+    /// The table of a change whose kind is followed by `rest`.
+    fn table_of(&self, rest: &[u8]) -> Option<String> {
+        let inside = self.streamed.as_ref().filter(|streamed| streamed.is_inside());
+        let rest = if inside.is_some() { rest.get(4..)? } else { rest };
+        let oid = u32::from_be_bytes(*rest.first_chunk()?);
+        let told = inside.and_then(|streamed| streamed.table_name(oid));
+        told.or_else(|| self.assembler.table_name(oid))
     }
 
     fn note(&mut self, read: usize) -> Result<()> {
@@ -385,7 +407,9 @@ impl Reader {
     }
 
     fn decode(&mut self, mut bytes: Bytes) -> Result<()> {
-        while let Some(head) = bytes.first_chunk::<5>() {
+        while let Some(head) = bytes.first_chunk::<5>()
+            && !self.shared.stopped()
+        {
             let [tag, length @ ..] = *head;
             // `take_whole` cut at a message's end, so the length lies within the bytes
             let length = (u32::from_be_bytes(length) as usize + 1).min(bytes.len());
@@ -412,11 +436,21 @@ impl Reader {
         match message.first() {
             Some(b'w') if message.len() > 25 => {
                 message.advance(25); // start, end, and the time of sending
-                let catalog = &mut self.catalog;
                 if let Some(decoder) = &mut self.wal2json {
-                    return decoder.feed(&mut self.assembler, &message, catalog);
+                    return decoder.feed(&mut self.assembler, &message, &mut self.catalog);
                 }
-                assemble::feed(&mut self.assembler, message, &mut |r| catalog.resolve(r))
+                let taken = match &mut self.streamed {
+                    Some(streamed) => streamed.take(message, &mut self.assembler.arrivals)?,
+                    None => Taken::Message(message),
+                };
+                match taken {
+                    Taken::Message(message) => {
+                        let catalog = &mut self.catalog;
+                        assemble::feed(&mut self.assembler, message, &mut |r| catalog.resolve(r))
+                    }
+                    Taken::Kept => Ok(()),
+                    Taken::Committed(commit, replay) => self.replay(&commit, replay),
+                }
             }
             Some(b'k') if message.len() == 18 => {
                 message.advance(1);
@@ -433,6 +467,29 @@ impl Reader {
             }
             _ => Err(Error::retry("the server sent replication data of an unknown kind")),
         }
+    }
+
+    /// Hands over a transaction that was sent while it was open, in batches, as there is room for
+    /// them. Meanwhile nothing is read, but the server is kept informed.
+    fn replay(&mut self, commit: &StreamCommit, mut replay: Replay) -> Result<()> {
+        self.assembler.begin_streamed(commit)?;
+        while let Some(records) = replay.next_block()? {
+            for record in records {
+                let catalog = &mut self.catalog;
+                self.assembler.accept_spooled(record, &mut |r| catalog.resolve(r))?;
+            }
+            if self.assembler.bytes() >= OPEN_BYTES_MAX {
+                self.hand_over();
+                crate::failpoint::reach("source::replayed");
+            }
+            self.report_if_due()?;
+            self.wait_for_room()?;
+            if self.shared.stopped() {
+                return Ok(()); // nothing is handed over any more, so it stays without its end
+            }
+        }
+        crate::failpoint::reach("source::read_back");
+        self.assembler.end_streamed(commit)
     }
 
     fn hand_over_or_hold(&mut self, dry: bool) {
