@@ -139,7 +139,7 @@ impl Cli {
             Command::Tail(args) => tail::run(args, &self.global).await,
             Command::Lag(args) => lag::run(args, &self.global).await,
             Command::Missing(args) => missing::run(args, &self.global).await,
-            Command::Verify(args) => verify::run(args, &self.global).await,
+            Command::Verify(args) => Box::pin(verify::run(args, &self.global)).await,
             Command::Demo(args) => demo::run(args, &self.global).await,
             Command::Config(command) => config::run(command, &self.global).await,
             Command::Source(command) => source::run(command, &self.global).await,

@@ -82,11 +82,11 @@ impl Pace {
         };
         let status = instance.status().await.ok();
         let sinks = status.into_iter().flat_map(|status| status.sinks);
-        let state = sinks.filter(|sink| sink.name == setting.sink).map(|sink| {
+        let mut state = sinks.filter(|sink| sink.name == setting.sink).map(|sink| {
             let reason = sink.state.reason().map(|reason| format!(", {reason}"));
             format!("the sink is {}{}", sink.state.word(), reason.unwrap_or_default())
         });
-        state.last().unwrap_or_else(|| "the running walrace has no such sink".to_owned())
+        state.next().unwrap_or_else(|| "the running walrace has no such sink".to_owned())
     }
 }
 

@@ -161,12 +161,16 @@ impl Replica {
     pub async fn hold(&mut self) -> Result<Option<Progress>> {
         let lock = self.kept.lock_sql();
         let session = self.session.as_mut().ok_or_else(absent)?;
+        // Its statements are known by the number of a plan, which is that of one mapping only: with
+        // those of another table a row would be written to that.
+        session.roll_back().await?;
         session.begin().await?;
         session.run(&format!("set local lock_timeout = 500; {lock}")).await?;
         self.kept.read(&session.client()).await
     }
 
-    /// Puts rows right, as the sink itself would write them, in the open transaction.
+    /// Puts rows of one table right, as the sink itself would write them, in the transaction that
+    /// [`hold`](Self::hold) began for them.
     pub async fn mend(&mut self, mapped: &Mapped, mendings: Vec<Mending>) -> Result<()> {
         let session = self.session.as_mut().ok_or_else(absent)?;
         for mending in mendings {
