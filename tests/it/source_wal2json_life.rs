@@ -53,7 +53,8 @@ async fn a_slot_of_the_plugin_is_adopted_and_one_of_another_is_refused_with_what
 
 #[tokio::test]
 async fn a_plugin_that_is_not_installed_is_said_with_the_package_to_install() {
-    let missing = [14, 16, 17, 18].into_iter().find(|version| *version != version()).unwrap();
+    let installed = version();
+    let missing = [14, 16, 17, 18].into_iter().find(|other| *other != installed).unwrap();
     let cluster = Cluster::version(missing).await;
     cluster.sql("create table t (id int primary key); create role limited login replication").await;
     let config = of(Plugin::Wal2json, &cluster);
