@@ -45,6 +45,7 @@ mod source_history;
 mod source_login;
 mod source_tables;
 mod source_wal2json;
+mod source_wal2json_life;
 mod streaming;
 mod tokens;
 mod types;

@@ -91,7 +91,8 @@ impl Shape {
         let mut found = 0;
         for cell in self.captured(&line.columns) {
             let known = self.column(&cell.name);
-            if !known.is_some_and(|column| cell.type_oid.is_none_or(|oid| oid == column.type_oid)) {
+            let other = |oid: u32| known.is_none_or(|column| column.type_oid != oid);
+            if known.is_none() || cell.type_oid.is_some_and(other) {
                 return Fit::Not;
             }
             found += 1;
