@@ -232,6 +232,9 @@ fn arrays(column: &Column, server: &Facts) -> (String, Vec<String>, String) {
     (format!("{ty}[]"), edges, random)
 }
 
+/// Lines of each table that a strict parser reads too; the server, which is faster, reads all.
+const STRICT_LINES: usize = 1_000;
+
 /// One change as the sink has it.
 #[derive(Deserialize)]
 struct Line {
@@ -248,18 +251,19 @@ fn seed() -> f64 {
 }
 
 /// Loads what the sink has of a table beside it, and has PostgreSQL compare the two.
-async fn compare(cluster: &Cluster, table: &str, lines: &[Line]) {
+async fn compare(cluster: &Cluster, table: &str, text: &str) {
     let session = cluster.connect().await;
     session.batch_execute(PLAIN_SESSION).await.unwrap();
     session.batch_execute("create temp table got (id bigint, row jsonb)").await.unwrap();
-    let own: Vec<&str> = lines
-        .iter()
-        .filter(|line| line.source_table == table)
-        .map(|line| line.after.as_deref().expect("a new row").get())
-        .collect();
+    let head = format!("{{\"source_table\":\"{table}\",");
+    let own: Vec<&str> = text.lines().filter(|line| line.starts_with(&head)).collect();
+    for line in own.iter().take(STRICT_LINES) {
+        let line: Line = serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));
+        assert_eq!((line.source_table.as_str(), line.after.is_some()), (table, true));
+    }
     for chunk in own.chunks(1_000) {
         let load = "insert into got select (row ->> 'id')::bigint, row
-                    from (select unnest($1::text[])::jsonb as row) rows";
+                    from (select unnest($1::text[])::jsonb -> 'after' as row) rows";
         session.execute(load, &[&chunk]).await.unwrap();
     }
     let sql = format!(
@@ -325,12 +329,8 @@ async fn values_of_every_type_are_what_postgres_makes_of_them() {
     }
     let changes = tables.iter().map(|table| table.edges() + rows()).sum();
     let text = delivered(&server, changes).await;
-    let lines: Vec<Line> = text
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
-        .collect();
     for table in &tables {
-        compare(&cluster, &table.name, &lines).await;
+        compare(&cluster, &table.name, &text).await;
     }
     let columns: usize = tables.iter().map(|table| table.columns.len()).sum();
     println!("{changes} rows of {} tables with {columns} columns are equal", tables.len());
