@@ -167,7 +167,9 @@ pub async fn accept_gap(
             Err(obstacle) => obstacle,
         };
         let gap = checks::accept(&mut client, &look, obstacle)?;
-        let origin = settings.origin(&server);
+        let mut origin = settings.origin(&server);
+        let names = [settings.publication.clone(), settings.inserts.clone()];
+        watch::remember(&mut client, &names, &mut origin)?;
         Ok(Accepted { gap, origin })
     })
     .await

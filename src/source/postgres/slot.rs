@@ -33,13 +33,14 @@ pub(super) struct Slot {
 
 /// Reads the slot `name`; `None` where there is none.
 pub(super) fn read(client: &mut Client, name: &str) -> Result<Option<Slot>> {
-    // Newer columns are read through JSON, so that one statement serves every version.
+    // Newer columns are read through JSON, so that one statement serves every version. Version 16
+    // calls a conflicting slot `lost` too.
     let rows = client.query(&format!(
         "select plugin, database, temporary, active_pid, restart_lsn, confirmed_flush_lsn,
                 wal_status,
                 coalesce(to_jsonb(s)->>'invalidation_reason',
-                         case when wal_status = 'lost' then 'wal_removed' end,
-                         case when to_jsonb(s)->>'conflicting' = 'true' then 'conflict' end)
+                         case when to_jsonb(s)->>'conflicting' = 'true' then 'conflict' end,
+                         case when wal_status = 'lost' then 'wal_removed' end)
          from pg_replication_slots s where slot_name = {}",
         quote_text(name)
     ))?;

@@ -164,7 +164,8 @@ impl Timelines {
             let switch = checks::timeline_switch(client, timeline, last)?
                 .ok_or_else(|| Error::retry(format!("timeline {timeline} is not known yet")))?;
             let source = &self.settings.name;
-            tracing::info!(%source, "the server went from timeline {last} to {timeline} at {switch}");
+            let what = format!("the server went from timeline {last} to {timeline} at {switch}");
+            tracing::info!(%source, "{what}");
             self.known.push((switch, timeline));
             self.settled = client.value("select pg_is_in_recovery()")?.as_deref() == Some("f");
         }

@@ -33,6 +33,7 @@ mod scratch;
 mod server;
 mod small_disk;
 mod tls;
+mod twins;
 mod wait;
 
 mod ledger_test;
