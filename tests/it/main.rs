@@ -35,6 +35,7 @@ mod parking;
 mod progress;
 mod pull_dead_letters;
 mod rules;
+mod schema_changes;
 mod sequin_api;
 mod sequin_clients;
 mod sink;

@@ -24,6 +24,7 @@ mod auth;
 mod catalog;
 mod checks;
 mod failure;
+mod membership;
 mod operate;
 mod outline;
 pub mod pgoutput;
@@ -49,6 +50,7 @@ pub use stats::Stats;
 
 use catalog::{Catalog, quote_name, quote_text};
 use checks::Server;
+use membership::Membership;
 use publication::Published;
 use settings::Settings;
 use stream::{Reader, Shared};
@@ -182,8 +184,8 @@ fn start_reading(
             ended.end(Some(Error::bug("the thread that reads the stream died")));
         }
     })?;
-    let reconciler = published.managed.then(|| Reconciler::start(settings.clone())).transpose()?;
-    Ok(Postgres { shared, socket, reconciler })
+    let reconciler = Reconciler::start(settings.clone(), Membership::new(published))?;
+    Ok(Postgres { shared, socket, reconciler: Some(reconciler) })
 }
 
 fn thread(name: String, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
@@ -194,18 +196,19 @@ fn thread(name: String, work: impl FnOnce() + Send + 'static) -> Result<JoinHand
 }
 
 /// Compares the globs with the tables that exist, now and then, on a thread and a connection of its
-/// own, so that a slow catalog never holds up the stream.
+/// own, so that a slow catalog never holds up the stream. A publication of somebody else is only
+/// watched.
 struct Reconciler {
     stop: Arc<(Mutex<bool>, Condvar)>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Reconciler {
-    fn start(settings: Settings) -> Result<Self> {
+    fn start(settings: Settings, watched: Option<Membership>) -> Result<Self> {
         let stop = Arc::new((Mutex::new(false), Condvar::new()));
         let shared = Arc::clone(&stop);
         let name = format!("tables {}", settings.name);
-        let thread = thread(name, move || reconcile_until(&settings, &shared))?;
+        let thread = thread(name, move || reconcile_until(&settings, watched, &shared))?;
         Ok(Self { stop, thread: Some(thread) })
     }
 }
@@ -220,7 +223,11 @@ impl Drop for Reconciler {
     }
 }
 
-fn reconcile_until(settings: &Settings, (stopped, wake): &(Mutex<bool>, Condvar)) {
+fn reconcile_until(
+    settings: &Settings,
+    mut watched: Option<Membership>,
+    (stopped, wake): &(Mutex<bool>, Condvar),
+) {
     let interval = Duration::from_millis(settings.config.reconcile_ms.max(100));
     let mut client = None;
     let mut last_error = String::new();
@@ -230,7 +237,7 @@ fn reconcile_until(settings: &Settings, (stopped, wake): &(Mutex<bool>, Condvar)
         if *waited.unwrap_or_else(PoisonError::into_inner).0 {
             return;
         }
-        let error = match reconcile_once(settings, &mut client) {
+        let error = match reconcile_once(settings, &mut watched, &mut client) {
             Ok(()) => String::new(),
             Err(error) => {
                 client = None;
@@ -246,12 +253,17 @@ fn reconcile_until(settings: &Settings, (stopped, wake): &(Mutex<bool>, Condvar)
     }
 }
 
-fn reconcile_once(settings: &Settings, client: &mut Option<Client>) -> Result<()> {
+fn reconcile_once(
+    settings: &Settings,
+    watched: &mut Option<Membership>,
+    client: &mut Option<Client>,
+) -> Result<()> {
     if client.is_none() {
         *client = Some(Client::connect(&settings.target, Purpose::Sql)?);
     }
-    match client {
-        Some(client) => publication::reconcile(client, settings),
-        None => Ok(()),
+    match (client, watched) {
+        (Some(client), Some(watched)) => watched.look(client, settings),
+        (Some(client), None) => publication::reconcile(client, settings),
+        (None, _) => Ok(()),
     }
 }

@@ -218,6 +218,8 @@ pub(super) fn is_managed(settings: &Settings, publication: &Publication) -> bool
 pub(super) struct Published {
     pub(super) names: Vec<String>,
     pub(super) managed: bool,
+    /// What a publication of somebody else held when it was found.
+    pub(super) tables: BTreeSet<String>,
 }
 
 /// Creates what is missing and brings the rest up to date.
@@ -230,7 +232,8 @@ pub(super) fn ensure(
     if let Some(main) = &main
         && !is_managed(settings, main)
     {
-        return Ok(Published { names: vec![main.name.clone()], managed: false });
+        let tables = published(client, &main.name)?.into_iter().collect();
+        return Ok(Published { names: vec![main.name.clone()], managed: false, tables });
     }
     let inserts = read(client, &settings.inserts)?;
     let mut names = vec![settings.publication.clone(), settings.inserts.clone()];
@@ -252,7 +255,7 @@ pub(super) fn ensure(
         (false, true) => names.truncate(1),
     }
     reconcile(client, settings)?;
-    Ok(Published { names, managed: true })
+    Ok(Published { names, managed: true, tables: BTreeSet::new() })
 }
 
 fn publication_missing(settings: &Settings) -> Error {
