@@ -2,6 +2,7 @@
 
 mod changes;
 mod control;
+mod schema;
 mod sequin;
 
 use std::{net::SocketAddr, path::Path, sync::Arc};
@@ -16,7 +17,10 @@ use axum::{
 use tokio::net::TcpListener;
 use uuid::Uuid;
 
-pub use self::control::{Choice, Edit, Move, Reason, shown};
+pub use self::{
+    control::{Choice, Edit, Move, Reason, shown},
+    schema::{ShownColumn, ShownVersion},
+};
 use crate::{
     error::{Class, Classify, Error, Result},
     metrics,
@@ -71,7 +75,7 @@ fn router(walrace: Arc<Walrace>, instance: Uuid, address: SocketAddr) -> Router 
         .route("/ready", get(ready))
         .route("/metrics", get(exposition))
         .route("/status", get(status))
-        .route("/schemas/{format}", get(schema))
+        .route("/schemas/{format}", get(format_schema))
         .route("/sources/{source}/changes", get(changes::of_source))
         .route("/sinks/{sink}/missing", get(changes::missing))
         .merge(control::routes())
@@ -102,7 +106,7 @@ async fn status(State(walrace): State<Arc<Walrace>>) -> Result<Json<Status>, Fai
 }
 
 /// What a format's messages look like: JSON Schema, or the `.proto` of a binary one.
-async fn schema(Segment(format): Segment<String>) -> Response {
+async fn format_schema(Segment(format): Segment<String>) -> Response {
     match crate::format::schema(&format) {
         Some((text, kind)) => ([(header::CONTENT_TYPE, kind)], text).into_response(),
         None => {

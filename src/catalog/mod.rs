@@ -4,13 +4,17 @@
 //! survived a power loss.
 
 mod progress;
+mod schema;
 
 use std::{collections::BTreeMap, fmt, path::Path};
 
 use sqlx::{Row, sqlite::SqlitePool};
 use uuid::Uuid;
 
-pub use self::progress::reconcile;
+pub use self::{
+    progress::reconcile,
+    schema::{Known, Tracker, Version},
+};
 use crate::{
     change::Timestamp,
     error::{Error, Result},
@@ -25,7 +29,11 @@ pub const FILE: &str = "catalog.sqlite";
 const NAMED: Named = Named { what: "the catalog", setting: "data_dir" };
 
 /// The steps of the schema; only ever added to.
-const MIGRATIONS: [&str; 2] = [include_str!("0001_sinks.sql"), include_str!("0002_control.sql")];
+const MIGRATIONS: [&str; 3] = [
+    include_str!("0001_sinks.sql"),
+    include_str!("0002_control.sql"),
+    include_str!("0003_schema.sql"),
+];
 
 /// The embedded catalog. Cheap to clone.
 #[derive(Clone, Debug)]

@@ -7,7 +7,7 @@ use super::{
     delivering::{Moved, To},
 };
 use crate::{
-    catalog::{By, Event},
+    catalog::{By, Event, Version},
     change::Change,
     error::Result,
     parking::{Letter, Place, Query},
@@ -42,6 +42,12 @@ impl Walrace {
     /// What was done to a sink, newest first.
     pub async fn events(&self, sink: &str) -> Result<Vec<Event>> {
         self.catalog.events(self.sink(sink)?.name()).await
+    }
+
+    /// Every version of every table of a source, by name and number.
+    pub async fn schema_versions(&self, source: &str) -> Result<Vec<Version>> {
+        let lineage = self.journal(source)?.lineage();
+        self.catalog.schema_versions(source, lineage).await
     }
 
     /// Parked changes and dead letters.

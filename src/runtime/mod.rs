@@ -7,6 +7,7 @@
 mod capturing;
 mod control;
 mod delivering;
+mod history;
 mod part;
 mod retention;
 mod status;
@@ -18,7 +19,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use self::{capturing::Capturing, delivering::Delivering, workers::Workers};
+use self::{capturing::Capturing, delivering::Delivering, history::History, workers::Workers};
 pub use self::{
     delivering::{Moved, To},
     part::{Backoff, Next, Part, State},
@@ -107,6 +108,8 @@ impl Walrace {
         for source in self.sources.values() {
             tasks.spawn(Arc::clone(source).run(self.stop.clone()));
             tasks.spawn(Arc::clone(source).watch(self.stop.clone()));
+            let history = History::new(source.name(), &source.journal, &self.catalog);
+            tasks.spawn(history.keep(self.stop.clone()));
         }
         for sink in self.sinks.values() {
             tasks.spawn_on(Arc::clone(sink).run(self.stop.clone()), self.workers.handle());

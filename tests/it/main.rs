@@ -36,6 +36,7 @@ mod progress;
 mod pull_dead_letters;
 mod rules;
 mod schema_changes;
+mod schema_history;
 mod sequin_api;
 mod sequin_clients;
 mod sink;

@@ -1,0 +1,201 @@
+//! The history of a source's schemas: follows the journal at a distance and writes each version of a
+//! table down, so that it is known when the journal is trimmed. It takes part in neither loop.
+
+use std::{collections::HashSet, time::Duration};
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::{
+    catalog::{Catalog, Known, Tracker, Version},
+    error::{Class, Classify, Result},
+    failpoint,
+    journal::{Journal, Limits},
+    schema::differences,
+};
+
+/// The journal is looked at no more often than this.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// How soon a look that failed is tried again.
+const AGAIN_AFTER: Duration = Duration::from_secs(5);
+
+/// How far was looked is written down this often where nothing was found.
+const RECORD_EVERY: Duration = Duration::from_secs(10);
+
+/// What is read at once where something may be found.
+const LIMITS: Limits = Limits { changes_max: 10_000, bytes_max: 1 << 20 };
+
+/// One source's history.
+#[derive(Debug)]
+pub(super) struct History {
+    source: String,
+    journal: Journal,
+    catalog: Catalog,
+    tracker: Tracker,
+    /// Up to where the journal was gone through, and up to where the catalog says so.
+    scanned: u64,
+    recorded: u64,
+    recorded_at: Instant,
+    loaded: bool,
+}
+
+impl History {
+    pub(super) fn new(source: &str, journal: &Journal, catalog: &Catalog) -> Self {
+        Self {
+            source: source.to_owned(),
+            journal: journal.clone(),
+            catalog: catalog.clone(),
+            tracker: Tracker::default(),
+            scanned: 0,
+            recorded: 0,
+            recorded_at: Instant::now(),
+            loaded: false,
+        }
+    }
+
+    /// Follows the journal until `stop`. A failure is told once, and tried again.
+    pub(super) async fn keep(mut self, stop: CancellationToken) {
+        let mut end = self.journal.watch_end();
+        let mut failed = false;
+        loop {
+            let outcome = self.look().await;
+            if let Err(error) = &outcome
+                && !failed
+            {
+                warn!("the history of the schemas of source {} waits: {error}", self.source);
+            }
+            failed = outcome.is_err();
+            let rest = if failed { AGAIN_AFTER } else { LOOK_EVERY };
+            let scanned = self.scanned;
+            let more = async {
+                tokio::time::sleep(rest).await;
+                // The sender lives as long as the journal, which this holds.
+                let _ = end.wait_for(|end| failed || *end > scanned).await;
+            };
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = more => {}
+            }
+        }
+        if let Err(error) = self.finish().await {
+            warn!("the history of the schemas of source {} waits: {error}", self.source);
+        }
+    }
+
+    /// What came since the last look, as far as `stop` lets it.
+    async fn finish(&mut self) -> Result<()> {
+        self.look().await?;
+        self.record(&[]).await
+    }
+
+    async fn look(&mut self) -> Result<()> {
+        if !self.loaded {
+            self.load().await?;
+        }
+        let end = self.journal.end();
+        let start = self.journal.start();
+        let late = start > self.scanned;
+        let from = self.scanned.max(start);
+        if from >= end {
+            return Ok(());
+        }
+        match self.unknown_from(from).await? {
+            Some(from) => self.read(from, late).await?,
+            None => self.scanned = end,
+        }
+        if self.recorded_at.elapsed() >= RECORD_EVERY {
+            self.record(&[]).await?;
+        }
+        Ok(())
+    }
+
+    async fn load(&mut self) -> Result<()> {
+        let of = (self.source.as_str(), self.journal.lineage());
+        self.catalog.forget_schemas(of, self.journal.end()).await?;
+        let versions = self.catalog.schema_versions(of.0, of.1).await?;
+        self.tracker = Tracker::new(&versions);
+        self.scanned = self.catalog.schema_scanned(of.0, of.1).await?;
+        self.recorded = self.scanned;
+        self.loaded = true;
+        Ok(())
+    }
+
+    async fn unknown_from(&mut self, from: u64) -> Result<Option<u64>> {
+        let (journal, tracker) = (self.journal.clone(), std::mem::take(&mut self.tracker));
+        self.loaded = false; // until the tracker is back
+        let asked = tokio::task::spawn_blocking(move || {
+            let unknown = journal.unknown_from(from, |table| tracker.knows(table));
+            (unknown, tracker)
+        });
+        let (unknown, tracker) =
+            asked.await.class(Class::Bug, || "looking through a journal panicked")?;
+        (self.tracker, self.loaded) = (tracker, true);
+        unknown
+    }
+
+    /// Goes through the changes from `from` on. Where this is `late`, what lay before is gone, and a
+    /// version may have begun in it.
+    async fn read(&mut self, from: u64, late: bool) -> Result<()> {
+        let oldest = self.journal.start();
+        let mut reader = self.journal.reader(from.max(oldest))?;
+        let timeline = self.journal.progress().map_or(0, |at| at.timeline);
+        let mut seen = HashSet::new();
+        loop {
+            let batch = reader.try_next(LIMITS).await?;
+            let found = batch.changes.iter().filter_map(|change| {
+                let version = self.tracker.see(change, timeline)?;
+                let later = late && seen.insert(version.table.full_name());
+                let known = if later { Known::ObservedLater } else { Known::Observed };
+                Some(Version { known, ..version })
+            });
+            let found: Vec<Version> = found.collect();
+            self.scanned = reader.offset();
+            if !found.is_empty() {
+                // What is not written down is looked for again.
+                self.record(&found).await.inspect_err(|_| self.loaded = false)?;
+                self.tell(&found).await?;
+            }
+            if batch.changes.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn record(&mut self, found: &[Version]) -> Result<()> {
+        self.recorded_at = Instant::now();
+        if found.is_empty() && self.recorded == self.scanned {
+            return Ok(());
+        }
+        failpoint::reach("history::before_record");
+        let of = (self.source.as_str(), self.journal.lineage());
+        self.catalog.record_schemas(of, found, self.scanned).await?;
+        failpoint::reach("history::after_record");
+        self.recorded = self.scanned;
+        Ok(())
+    }
+
+    /// One line for each version that follows another.
+    async fn tell(&self, found: &[Version]) -> Result<()> {
+        let known = self.catalog.schema_versions(&self.source, self.journal.lineage()).await?;
+        for version in found {
+            let before = known.iter().find(|other| {
+                other.number + 1 == version.number
+                    && other.table.full_name() == version.table.full_name()
+            });
+            let Some(before) = before else { continue };
+            let what = differences(&before.table, &version.table);
+            let what: Vec<_> = what.iter().map(ToString::to_string).collect();
+            info!(
+                "source {}: {} has version {} from offset {} on: {}",
+                self.source,
+                version.table,
+                version.number,
+                version.offset,
+                what.join("; ")
+            );
+        }
+        Ok(())
+    }
+}
