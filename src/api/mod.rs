@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 pub use self::{
     control::{Choice, Edit, Move, Reason, shown},
-    schema::{ShownColumn, ShownVersion},
+    schema::{Accept, Accepted, ShownColumn, ShownVersion},
 };
 use crate::{
     error::{Class, Classify, Error, Result},

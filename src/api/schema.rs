@@ -8,7 +8,7 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::Failure;
+use super::{Failure, Reason};
 use crate::{
     catalog::{Known, Version},
     change::Timestamp,
@@ -79,6 +79,39 @@ impl From<&Version> for ShownVersion {
             key,
         }
     }
+}
+
+/// The body of an acceptance.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Accept {
+    /// The table, `schema.table`.
+    pub table: String,
+    /// Which version; by default the newest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<u32>,
+    /// Who and why.
+    #[serde(flatten)]
+    pub reason: Reason,
+}
+
+/// What was accepted.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Accepted {
+    /// The version.
+    pub version: u32,
+    /// Changes that waited for it, or were dead letters for its sake, and are tried again.
+    pub retried: u64,
+}
+
+/// Accepts a version of a table, whatever it breaks.
+pub(super) async fn accept(
+    State(walrace): State<Arc<Walrace>>,
+    Path(source): Path<String>,
+    Json(body): Json<Accept>,
+) -> Result<Json<Accepted>, Failure> {
+    let which = (body.table.as_str(), body.version);
+    let (version, retried) = walrace.accept_schema(&source, which, &body.reason.by()).await?;
+    Ok(Json(Accepted { version, retried }))
 }
 
 /// Which tables.

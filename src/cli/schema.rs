@@ -6,9 +6,15 @@ use clap::Subcommand;
 use comfy_table::{Table, presets::UTF8_HORIZONTAL_ONLY};
 use serde_json::json;
 
-use super::{Global, print, tail::only_source};
+use super::{
+    Global,
+    instance::{Instance, Method},
+    print,
+    sink::user,
+    tail::only_source,
+};
 use crate::{
-    api::ShownVersion,
+    api::{Accept, Accepted, Reason, ShownVersion},
     catalog::{Catalog, Known, Tracker, Version},
     config::{Config, glob_matches},
     error::{Class, Classify, Error, Result},
@@ -26,6 +32,24 @@ pub enum Command {
     Show(Show),
     /// Tell what differs between two versions of a table
     Diff(Diff),
+    /// Accept a version that breaks a contract or a compatibility mode: what waits for it goes on
+    Accept(AcceptOne),
+}
+
+/// The arguments of `walrace schema accept`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct AcceptOne {
+    /// The table, as schema.table; without a schema it is `public`
+    pub table: String,
+    /// Which version; by default the newest
+    #[arg(long, value_name = "N")]
+    pub version: Option<u32>,
+    /// The source; needed only where there are several
+    #[arg(long)]
+    pub source: Option<String>,
+    /// The reason, which is written down
+    #[arg(long)]
+    pub why: Option<String>,
 }
 
 /// The arguments of `walrace schema list`.
@@ -76,13 +100,14 @@ pub struct Diff {
     pub json: bool,
 }
 
-/// Runs one of them. They only read, and work while nothing runs, too.
+/// Runs one of them. Those that only read work while nothing runs, too.
 pub async fn run(command: Command, global: &Global) -> Result<ExitCode> {
     let config = global.load()?;
     let text = match command {
         Command::List(args) => list(&history(&config, args.source.as_deref()).await?, &args),
         Command::Show(args) => show(&history(&config, args.source.as_deref()).await?, &args)?,
         Command::Diff(args) => diff(&history(&config, args.source.as_deref()).await?, &args)?,
+        Command::Accept(args) => accept(&config, args).await?,
     };
     print(&text)?;
     Ok(ExitCode::SUCCESS)
@@ -242,8 +267,23 @@ fn sign(difference: &Difference) -> char {
     }
 }
 
+async fn accept(config: &Config, args: AcceptOne) -> Result<String> {
+    let source = only_source(config, args.source.as_deref())?;
+    let instance = Instance::find(config).await?;
+    let table = full_name(&args.table);
+    let reason = Reason { who: Some(user()), why: args.why };
+    let body = Accept { table: table.clone(), version: args.version, reason };
+    let path = format!("/sources/{source}/schema/accept");
+    let Accepted { version, retried } = instance.ask(Method::POST, &path, &body).await?;
+    Ok(format!("{table} version {version} is accepted; {retried} changes are tried again\n"))
+}
+
+fn full_name(name: &str) -> String {
+    if name.contains('.') { name.to_owned() } else { format!("public.{name}") }
+}
+
 fn of_table<'a>(versions: &'a [Version], name: &str) -> Result<Vec<&'a Version>> {
-    let full = if name.contains('.') { name.to_owned() } else { format!("public.{name}") };
+    let full = full_name(name);
     let of: Vec<_> = versions.iter().filter(|version| version.table.full_name() == full).collect();
     if of.is_empty() {
         return Err(Error::config(format!("no change of {full} was captured"))

@@ -11,6 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 mod cdc;
+mod contracts;
 mod document;
 mod environment;
 mod from;
@@ -29,6 +30,7 @@ mod validate;
 
 pub use self::{
     cdc::{Cdc, Emitter},
+    contracts::{Compatibility, Contract, OnBreach},
     environment::Environment,
     from::From,
     glob::Globs,
@@ -122,6 +124,9 @@ pub struct Postgres {
     #[serde(default = "change_bytes_max")]
     #[schemars(range(min = 1_048_576, max = 1_073_741_824))]
     pub change_bytes_max: usize,
+    /// Which readers new versions of a table must not break: docs/schema-changes.md.
+    #[serde(default)]
+    pub compatibility: Vec<Compatibility>,
 }
 
 /// What happens when the server keeps more log for our slot than it should.

@@ -18,7 +18,7 @@ use crate::{
     error::{Class, Error, Result},
     format::Names,
     journal::Journal,
-    pipeline,
+    pipeline::{self, Terms},
     source::{self, Known, postgres::Stats},
 };
 
@@ -267,6 +267,16 @@ impl Capturing {
         names(&self.name, &self.config, sink)
     }
 
+    /// What `sink` and this source say about schemas.
+    pub(super) fn terms(&self, sink: &str, config: &config::Sink) -> Terms {
+        terms(&self.name, &self.config, (sink, config))
+    }
+
+    /// Its name and what was written of it.
+    pub(super) fn config(&self) -> (&str, &config::Source) {
+        (&self.name, &self.config)
+    }
+
     pub(super) fn name(&self) -> &str {
         &self.name
     }
@@ -321,6 +331,18 @@ impl Capturing {
         }
         movement.server = server;
         movement.at.elapsed().as_secs()
+    }
+}
+
+/// What a sink and its source `name` say about schemas.
+pub(super) fn terms(name: &str, source: &config::Source, sink: (&str, &config::Sink)) -> Terms {
+    let config::Source::Postgres(postgres) = source;
+    Terms {
+        sink: sink.0.to_owned(),
+        source: name.to_owned(),
+        contracts: sink.1.contract.clone(),
+        on_breach: sink.1.on_breach,
+        compatibility: postgres.compatibility.clone(),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The history of a source's schemas: follows the journal at a distance and writes each version of a
 //! table down, so that it is known when the journal is trimmed. It takes part in neither loop.
 
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -9,10 +9,13 @@ use tracing::{info, warn};
 
 use crate::{
     catalog::{Catalog, Known, Tracker, Version},
+    config::{self, OnBreach},
     error::{Class, Classify, Result},
     failpoint,
     journal::{Journal, Limits},
-    schema::differences,
+    pipeline::{Terms, unmet_of},
+    schema::{breaks, differences},
+    source::postgres,
 };
 
 /// The journal is looked at no more often than this.
@@ -31,6 +34,9 @@ const LIMITS: Limits = Limits { changes_max: 10_000, bytes_max: 1 << 20 };
 #[derive(Debug)]
 pub(super) struct History {
     source: String,
+    config: config::Source,
+    /// What its sinks need.
+    terms: Vec<Terms>,
     journal: Journal,
     catalog: Catalog,
     tracker: Tracker,
@@ -42,9 +48,16 @@ pub(super) struct History {
 }
 
 impl History {
-    pub(super) fn new(source: &str, journal: &Journal, catalog: &Catalog) -> Self {
+    pub(super) fn new(
+        (source, config): (&str, &config::Source),
+        journal: &Journal,
+        catalog: &Catalog,
+        terms: Vec<Terms>,
+    ) -> Self {
         Self {
             source: source.to_owned(),
+            config: config.clone(),
+            terms,
             journal: journal.clone(),
             catalog: catalog.clone(),
             tracker: Tracker::default(),
@@ -176,7 +189,7 @@ impl History {
         Ok(())
     }
 
-    /// One line for each version that follows another.
+    /// One line for each version that follows another, and one for each reader that it breaks.
     async fn tell(&self, found: &[Version]) -> Result<()> {
         let known = self.catalog.schema_versions(&self.source, self.journal.lineage()).await?;
         for version in found {
@@ -184,6 +197,7 @@ impl History {
                 other.number + 1 == version.number
                     && other.table.full_name() == version.table.full_name()
             });
+            self.warn(before, version);
             let Some(before) = before else { continue };
             let what = differences(&before.table, &version.table);
             let what: Vec<_> = what.iter().map(ToString::to_string).collect();
@@ -196,6 +210,51 @@ impl History {
                 what.join("; ")
             );
         }
+        if found.iter().any(|version| version.number == 1) {
+            self.look_for_tables().await;
+        }
         Ok(())
+    }
+
+    /// Names whom a version breaks, and what becomes of its changes.
+    fn warn(&self, before: Option<&Version>, version: &Version) {
+        let (table, number) = (&version.table, version.number);
+        let say = |what: String, on_breach: OnBreach| {
+            let fate = match on_breach {
+                OnBreach::Pass => "its changes are delivered all the same",
+                OnBreach::Hold => "its changes wait until somebody accepts it",
+                OnBreach::DeadLetter => "its changes become dead letters",
+            };
+            warn!("source {}: {table} version {number}: {what}; {fate}", self.source);
+        };
+        for terms in &self.terms {
+            let lacks = terms.lacks(table);
+            if !lacks.is_empty() {
+                say(format!("a contract is broken: {}", lacks.join("; ")), terms.on_breach);
+            }
+        }
+        let config::Source::Postgres(postgres) = &self.config;
+        let rules = Terms { compatibility: postgres.compatibility.clone(), ..Terms::default() };
+        if let (Some(before), Some(rule)) = (before, rules.rule_of(table)) {
+            let found = breaks(rule.mode, &before.table, table);
+            if !found.is_empty() {
+                let mode = rule.mode.word();
+                say(format!("it is not {mode} compatible: {}", found.join("; ")), rule.on_breach);
+            }
+        }
+    }
+
+    /// A table that is new may have taken the place of others: who relied on those is named.
+    async fn look_for_tables(&self) {
+        if self.terms.iter().all(|terms| terms.contracts.is_empty()) {
+            return;
+        }
+        let config::Source::Postgres(postgres) = &self.config;
+        // What cannot be asked now is asked with the next table that is new.
+        let Ok(tables) = postgres::described(&self.source, postgres).await else { return };
+        let tables: Vec<_> = tables.into_iter().map(Arc::new).collect();
+        for unmet in unmet_of(&self.terms, &tables) {
+            warn!("source {}: a contract is broken: {unmet}", self.source);
+        }
     }
 }

@@ -13,7 +13,7 @@ mod queues;
 mod search;
 
 pub use self::{kafka::*, kinds::*, postgres::*, pull::*, queues::*, search::*};
-use super::{From, Rules, yes};
+use super::{Contract, From, OnBreach, Rules, yes};
 use crate::change::Op;
 
 /// A destination: what all kinds share, and what its kind adds.
@@ -89,6 +89,12 @@ pub struct Sink {
     /// What the journal keeps for this sink when its disk runs short.
     #[serde(default)]
     pub retain: Retain,
+    /// The columns and types that it needs: docs/schema-changes.md.
+    #[serde(default)]
+    pub contract: Vec<Contract>,
+    /// What happens to changes of a table that lacks what a contract needs.
+    #[serde(default)]
+    pub on_breach: OnBreach,
     /// What it makes of changes before they are delivered.
     #[serde(flatten)]
     pub rules: Rules,
@@ -167,6 +173,8 @@ impl Sink {
             parked_changes_max: parked_changes_max(),
             parked_bytes_max: parked_bytes_max(),
             retain: Retain::default(),
+            contract: Vec::new(),
+            on_breach: OnBreach::default(),
             rules: Rules::default(),
             kind,
         }

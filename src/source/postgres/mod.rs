@@ -23,6 +23,7 @@ mod assemble;
 mod auth;
 mod catalog;
 mod checks;
+mod described;
 mod failure;
 mod membership;
 mod operate;
@@ -39,6 +40,7 @@ mod tls;
 mod url;
 mod wire;
 
+pub use described::described;
 pub use operate::{
     InspectedTable, Inspection, PublicationStatus, SlotStatus, Status, create, drop, drop_slot,
     inspect, status,
