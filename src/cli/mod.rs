@@ -29,6 +29,7 @@ pub mod missing;
 mod offline;
 pub mod run;
 pub mod schema;
+pub mod schema_check;
 pub mod sink;
 pub mod source;
 pub mod tail;

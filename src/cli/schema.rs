@@ -10,6 +10,7 @@ use super::{
     Global,
     instance::{Instance, Method},
     print,
+    schema_check::{self, Check},
     sink::user,
     tail::only_source,
 };
@@ -34,6 +35,8 @@ pub enum Command {
     Diff(Diff),
     /// Accept a version that breaks a contract or a compatibility mode: what waits for it goes on
     Accept(AcceptOne),
+    /// Tell whose contracts and which compatibility modes a migration would break
+    Check(Check),
 }
 
 /// The arguments of `walrace schema accept`.
@@ -104,6 +107,7 @@ pub struct Diff {
 pub async fn run(command: Command, global: &Global) -> Result<ExitCode> {
     let config = global.load()?;
     let text = match command {
+        Command::Check(args) => return schema_check::run(&config, &args).await,
         Command::List(args) => list(&history(&config, args.source.as_deref()).await?, &args),
         Command::Show(args) => show(&history(&config, args.source.as_deref()).await?, &args)?,
         Command::Diff(args) => diff(&history(&config, args.source.as_deref()).await?, &args)?,

@@ -1,9 +1,14 @@
+//! Changes that begin a version of their table.
+//!
+//! Where the key is another from there on, the order of a row can no longer be told by it: the first
+//! change under the new key keeps its order with every change of the table.
+//!
 //! Changes whose schema breaks what readers need: a sink's contracts, and the compatibility modes of
 //! its source's tables. The journal takes them like all others; here they are held back, or become
 //! dead letters, until somebody accepts the schema.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -71,8 +76,10 @@ pub struct Judge {
     terms: Terms,
     lineage: Uuid,
     catalog: Catalog,
-    /// Of every table, by name, where a mode is set for any.
+    /// Of every table, by name.
     versions: HashMap<String, Vec<Version>>,
+    /// Tables that have another key, of which no change has passed since.
+    rekeyed: HashSet<String>,
     tracker: Tracker,
     accepted: BTreeSet<(String, String)>,
     asked_at: Option<Instant>,
@@ -93,14 +100,14 @@ impl Judge {
             lineage: journal.lineage(),
             catalog: catalog.clone(),
             versions: HashMap::new(),
+            rekeyed: HashSet::new(),
             tracker: Tracker::default(),
             accepted: BTreeSet::new(),
             asked_at: None,
             sound: HashMap::new(),
         };
-        if !judge.terms.compatibility.is_empty() {
-            judge.load(journal, cursor).await?;
-        }
+        judge.load(journal, cursor).await?;
+        judge.rekeyed.clear();
         Ok(judge)
     }
 
@@ -141,18 +148,32 @@ impl Judge {
     }
 
     fn follow(&mut self, change: &Change) {
-        if let Some(version) = self.tracker.see(change, 0) {
-            self.keep(version);
+        let Some(version) = self.tracker.see(change, 0) else { return };
+        let name = version.table.full_name();
+        let before = self.versions.get(&name).and_then(|versions| versions.last());
+        if before.is_some_and(|before| before.table.key_names() != version.table.key_names()) {
+            self.rekeyed.insert(name);
         }
+        self.keep(version);
     }
 
     /// Sees every change that is read, those that the sink does not want too.
     pub(super) fn see(&mut self, batch: &Batch) {
-        if self.terms.compatibility.is_empty() {
-            return;
-        }
         for change in &batch.changes {
             self.follow(change);
+        }
+    }
+
+    /// Has the first change of a table that has another key keep its order with all before it.
+    pub(super) fn order(&mut self, changes: &mut [Change]) {
+        if self.rekeyed.is_empty() {
+            return;
+        }
+        for change in changes {
+            let name = change.table.as_ref().map(|table| table.full_name());
+            if name.is_some_and(|name| self.rekeyed.remove(&name)) {
+                change.concern_the_table();
+            }
         }
     }
 

@@ -143,7 +143,8 @@ impl Delivery<'_> {
         let batch = self.without_done(batch);
         let read = batch.changes.len();
         self.judge.see(&batch);
-        let batch = self.filter.apply(batch);
+        let mut batch = self.filter.apply(batch);
+        self.judge.order(&mut batch.changes);
         self.judge.prepare(&batch.changes).await?;
         self.stats.filter(read - batch.changes.len());
         let mut run = Run::default();

@@ -46,7 +46,9 @@ pub fn unmet(wanted: &BTreeMap<String, String>, table: &Table) -> Vec<Unmet> {
 fn satisfies(ty: &Type, wanted: &str) -> bool {
     let (own, wanted_parts) = (Parts::of(&ty.sql()), Parts::of(wanted));
     let modifier = wanted_parts.modifier.is_none() || wanted_parts.modifier == own.modifier;
-    if own.name == wanted_parts.name && own.array == wanted_parts.array && modifier {
+    let same = own.name == wanted_parts.name
+        || own.name.strip_prefix("public.") == Some(wanted_parts.name.as_str());
+    if same && own.array == wanted_parts.array && modifier {
         return true;
     }
     match &ty.kind {
@@ -138,6 +140,9 @@ mod tests {
             kind: TypeKind::Domain { base: Box::new(base(20, -1, "bigint")) },
         };
         assert!(satisfies(&domain, "cents") && satisfies(&domain, "bigint"));
+        let mood = base(99_001, -1, "public.mood");
+        assert!(satisfies(&mood, "mood") && satisfies(&mood, "public.mood"));
+        assert!(!satisfies(&mood, "other.mood"));
     }
 
     #[test]

@@ -35,6 +35,7 @@ mod parking;
 mod progress;
 mod pull_dead_letters;
 mod rules;
+mod schema_breaches;
 mod schema_changes;
 mod schema_history;
 mod sequin_api;

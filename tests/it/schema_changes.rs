@@ -17,7 +17,7 @@ use std::{
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use crate::kit::{Cluster, FileRecorder, Server, source_toml, wait_for};
+use crate::kit::{Cluster, FileRecorder, Recorder, Server, source_toml, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -411,4 +411,47 @@ async fn a_publication_of_somebody_else_changes_and_what_it_leaves_out_is_told()
     inserted.push(200);
     assert_eq!(ids(&changes, "c"), inserted);
     assert_eq!(ids(&changes, "u"), if narrows { vec![4, 106] } else { vec![4] });
+}
+
+#[tokio::test]
+async fn a_row_that_waits_under_its_old_key_is_not_passed_by_itself_under_the_new_one() {
+    let cluster = Cluster::start().await;
+    cluster.sql("create table t (id int primary key, uid int unique not null, v text)").await;
+    let target = Recorder::start().await;
+    target.refuse(|change| change["after"]["v"] == "bad");
+    for lanes in [1, 4] {
+        let server = format!(
+            "{}[sink.hook]\nkind = \"webhook\"\nurl = \"{}\"\nlanes = {lanes}\nretry_ms_max = 500\n",
+            source_toml("app", &cluster.unix_url()),
+            target.url()
+        );
+        let mut server = Server::new(&server);
+        server.start_ready().await;
+        let before = target.changes().len();
+        cluster.sql("insert into t values (1, 11, 'bad'), (2, 12, 'fine')").await;
+        target.wait_until(|seen| seen.len() > before).await;
+        cluster.sql("alter table t drop constraint t_pkey, add primary key (uid)").await;
+        cluster.sql("update t set v = 'good' where uid = 11").await;
+        cluster
+            .sql("create table if not exists u (id int primary key); insert into u values (1)")
+            .await;
+        let parked = async || {
+            let output = server.run(&["dlq", "list", "--sink", "hook", "--json"]);
+            let text = String::from_utf8(output.stdout).unwrap();
+            (text.lines().count() == 2).then_some(())
+        };
+        wait_for(PATIENCE, parked, || format!("{:?}", target.changes())).await;
+        target.refuse_nothing();
+        target.wait_until(|seen| seen.len() >= before + 3).await;
+        let values: Vec<Value> = target.changes()[before..]
+            .iter()
+            .filter(|change| change["source_table"] == "t" && change["after"]["v"] != "fine")
+            .map(|change| change["after"]["v"].clone())
+            .collect();
+        assert_eq!(values, ["bad", "good"]);
+        server.stop().await;
+        target.refuse(|change| change["after"]["v"] == "bad");
+        cluster.sql("drop table t, u; create table t (id int primary key, uid int unique not null, v text)").await;
+        cluster.sql("select pg_drop_replication_slot('walrace_app'); drop publication walrace_app, walrace_app_inserts").await;
+    }
 }

@@ -31,6 +31,7 @@ mod outline;
 pub mod pgoutput;
 mod preflight;
 mod publication;
+mod rehearse;
 mod session;
 mod settings;
 mod slot;
@@ -47,6 +48,7 @@ pub use operate::{
 };
 pub use outline::tables;
 pub use preflight::{Finding, Level, preflight};
+pub use rehearse::{Rehearsal, rehearse};
 pub use session::Session;
 pub use stats::Stats;
 
