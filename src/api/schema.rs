@@ -30,8 +30,8 @@ pub struct ShownVersion {
     pub position: String,
     /// When that was committed.
     pub at: Timestamp,
-    /// `observed`: the stream carried it from there on; `observed_later`: the oldest change that was
-    /// left carried it already.
+    /// `observed`: the stream carried it from there on; `observed_later`: the oldest change that
+    /// was left carried it already.
     pub known: Known,
     /// The replica identity.
     pub identity: Identity,

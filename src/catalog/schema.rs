@@ -1,9 +1,10 @@
 //! The history of schemas: which version of each table's descriptor began where.
 //!
-//! It follows from the journal alone: going through the changes in their order, a version begins with
-//! the first change whose descriptor differs from that of the one before it of the same table. What
-//! was found and how far the journal was gone through are written down together, so a crash between
-//! any two steps neither loses a version nor makes one up; what comes after is gone through again.
+//! It follows from the journal alone: going through the changes in their order, a version begins
+//! with the first change whose descriptor differs from that of the one before it of the same table.
+//! What was found and how far the journal was gone through are written down together, so a crash
+//! between any two steps neither loses a version nor makes one up; what comes after is gone through
+//! again.
 
 use std::{
     collections::{BTreeMap, HashMap},

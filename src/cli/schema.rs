@@ -162,7 +162,8 @@ fn list(versions: &[Version], args: &List) -> String {
     }
     let mut newest = BTreeMap::new();
     for version in chosen {
-        newest.insert(version.table.full_name(), version); // the last of each has the highest number
+        // The last of each has the highest number.
+        newest.insert(version.table.full_name(), version);
     }
     if newest.is_empty() {
         return "no change of a table was captured yet\n".to_owned();
@@ -207,7 +208,8 @@ fn show(versions: &[Version], args: &Show) -> Result<String> {
     }
     let was = before_rename(versions, version);
     Ok(format!(
-        "{} version {} of {}, since offset {} ({}, position {}), {}; replica identity {}{}\n{table}\n",
+        "{} version {} of {}, since offset {} ({}, position {}), {}; replica identity {}{}\n\
+         {table}\n",
         shown.table,
         shown.version,
         of.len(),

@@ -17,10 +17,10 @@ use crate::{
 /// The arguments of `walrace schema check`.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "\
-The migration runs in one transaction that is rolled back: on empty copies of the captured tables, as \
-a role that may touch nothing else (the role of the source needs CREATEROLE and may create schemas); \
-or, with --database, in a database of yours that has the same structure. It may not hold BEGIN, \
-COMMIT or what cannot run in a transaction. Exit code 1 where a reader would break.")]
+The migration runs in one transaction that is rolled back: on empty copies of the captured tables, \
+as a role that may touch nothing else (the role of the source needs CREATEROLE and may create \
+schemas); or, with --database, in a database of yours that has the same structure. It may not hold \
+BEGIN, COMMIT or what cannot run in a transaction. Exit code 1 where a reader would break.")]
 pub struct Check {
     /// The migration: a file with SQL, or `-` for standard input
     #[arg(long, value_name = "FILE")]

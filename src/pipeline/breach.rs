@@ -1,11 +1,11 @@
 //! Changes that begin a version of their table.
 //!
-//! Where the key is another from there on, the order of a row can no longer be told by it: the first
-//! change under the new key keeps its order with every change of the table.
+//! Where the key is another from there on, the order of a row can no longer be told by it: the
+//! first change under the new key keeps its order with every change of the table.
 //!
-//! Changes whose schema breaks what readers need: a sink's contracts, and the compatibility modes of
-//! its source's tables. The journal takes them like all others; here they are held back, or become
-//! dead letters, until somebody accepts the schema.
+//! Changes whose schema breaks what readers need: a sink's contracts, and the compatibility modes
+//! of its source's tables. The journal takes them like all others; here they are held back, or
+//! become dead letters, until somebody accepts the schema.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -20,7 +20,7 @@ use crate::{
     catalog::{Catalog, Tracker, Version},
     change::{Batch, Change},
     config::{Compatibility, Contract, Globs, OnBreach},
-    error::Result,
+    error::{Class, Classify, Result},
     journal::{Journal, Limits},
     parking::Why,
     schema::{Mode, Table, breaks, unmet},
@@ -124,13 +124,11 @@ impl Judge {
         versions.into_iter().for_each(|version| self.keep(version));
         let scanned = self.catalog.schema_scanned(&source, self.lineage).await?;
         let from = scanned.max(journal.start());
-        if from >= cursor {
+        if from >= cursor || self.terms.compatibility.is_empty() {
             return Ok(());
         }
         // What the history has not come to yet; mostly there is no new descriptor in it at all.
-        let Some(from) = journal.unknown_from(from, |table| self.tracker.knows(table))? else {
-            return Ok(());
-        };
+        let Some(from) = self.unknown_from(journal, from).await? else { return Ok(()) };
         let mut reader = journal.reader(from.max(journal.start()))?;
         while reader.offset() < cursor {
             let batch = reader.try_next(LIMITS).await?;
@@ -141,6 +139,18 @@ impl Judge {
             before.for_each(|change| self.follow(change));
         }
         Ok(())
+    }
+
+    async fn unknown_from(&mut self, journal: &Journal, from: u64) -> Result<Option<u64>> {
+        let (journal, tracker) = (journal.clone(), std::mem::take(&mut self.tracker));
+        let asked = tokio::task::spawn_blocking(move || {
+            let unknown = journal.unknown_from(from, |table| tracker.knows(table));
+            (unknown, tracker)
+        });
+        let (unknown, tracker) =
+            asked.await.class(Class::Bug, || "looking through a journal panicked")?;
+        self.tracker = tracker;
+        unknown
     }
 
     fn keep(&mut self, version: Version) {
@@ -250,8 +260,8 @@ impl Judge {
 /// What is told of a schema that breaks something.
 pub fn not_accepted(table: &Table, what: &[String]) -> String {
     format!(
-        "the schema of {table} {NOT_ACCEPTED}: {}; `walrace schema accept {table}` lets its changes \
-         go on",
+        "the schema of {table} {NOT_ACCEPTED}: {}; `walrace schema accept {table}` lets its \
+         changes go on",
         what.join("; ")
     )
 }

@@ -1,5 +1,5 @@
-//! The history of a source's schemas: follows the journal at a distance and writes each version of a
-//! table down, so that it is known when the journal is trimmed. It takes part in neither loop.
+//! The history of a source's schemas: follows the journal at a distance and writes each version of
+//! a table down, so that it is known when the journal is trimmed. It takes part in neither loop.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -73,7 +73,10 @@ impl History {
         let mut end = self.journal.watch_end();
         let mut failed = false;
         loop {
-            let outcome = self.look().await;
+            let outcome = tokio::select! {
+                () = stop.cancelled() => break,
+                outcome = self.look() => outcome,
+            };
             if let Err(error) = &outcome
                 && !failed
             {
@@ -92,15 +95,12 @@ impl History {
                 () = more => {}
             }
         }
-        if let Err(error) = self.finish().await {
+        // What a look that was cut off has found, and not written down, is found again.
+        if self.loaded
+            && let Err(error) = self.record(&[]).await
+        {
             warn!("the history of the schemas of source {} waits: {error}", self.source);
         }
-    }
-
-    /// What came since the last look, as far as `stop` lets it.
-    async fn finish(&mut self) -> Result<()> {
-        self.look().await?;
-        self.record(&[]).await
     }
 
     async fn look(&mut self) -> Result<()> {
@@ -148,14 +148,15 @@ impl History {
         unknown
     }
 
-    /// Goes through the changes from `from` on. Where this is `late`, what lay before is gone, and a
-    /// version may have begun in it.
+    /// Goes through the changes from `from` on. Where this is `late`, what lay before is gone, and
+    /// a version may have begun in it.
     async fn read(&mut self, from: u64, late: bool) -> Result<()> {
         let oldest = self.journal.start();
         let mut reader = self.journal.reader(from.max(oldest))?;
         let timeline = self.journal.progress().map_or(0, |at| at.timeline);
-        let mut seen = HashSet::new();
-        loop {
+        let (mut seen, end) = (HashSet::new(), self.journal.end());
+        self.loaded = false; // until all that was found is written down
+        while reader.offset() < end {
             let batch = reader.try_next(LIMITS).await?;
             let found = batch.changes.iter().filter_map(|change| {
                 let version = self.tracker.see(change, timeline)?;
@@ -165,15 +166,15 @@ impl History {
             });
             let found: Vec<Version> = found.collect();
             self.scanned = reader.offset();
-            if !found.is_empty() {
-                // What is not written down is looked for again.
-                self.record(&found).await.inspect_err(|_| self.loaded = false)?;
+            if !found.is_empty() || self.recorded_at.elapsed() >= RECORD_EVERY {
+                // Rather told twice, after a crash, than never.
                 self.tell(&found).await?;
-            }
-            if batch.changes.is_empty() {
-                return Ok(());
+                self.record(&found).await?;
+                self.look_for_tables(&found).await;
             }
         }
+        self.loaded = true;
+        Ok(())
     }
 
     async fn record(&mut self, found: &[Version]) -> Result<()> {
@@ -191,9 +192,12 @@ impl History {
 
     /// One line for each version that follows another, and one for each reader that it breaks.
     async fn tell(&self, found: &[Version]) -> Result<()> {
+        if found.is_empty() {
+            return Ok(());
+        }
         let known = self.catalog.schema_versions(&self.source, self.journal.lineage()).await?;
         for version in found {
-            let before = known.iter().find(|other| {
+            let before = known.iter().chain(found).find(|other| {
                 other.number + 1 == version.number
                     && other.table.full_name() == version.table.full_name()
             });
@@ -209,9 +213,6 @@ impl History {
                 version.offset,
                 what.join("; ")
             );
-        }
-        if found.iter().any(|version| version.number == 1) {
-            self.look_for_tables().await;
         }
         Ok(())
     }
@@ -245,8 +246,9 @@ impl History {
     }
 
     /// A table that is new may have taken the place of others: who relied on those is named.
-    async fn look_for_tables(&self) {
-        if self.terms.iter().all(|terms| terms.contracts.is_empty()) {
+    async fn look_for_tables(&self, found: &[Version]) {
+        let asked = self.terms.iter().any(|terms| !terms.contracts.is_empty());
+        if !asked || found.iter().all(|version| version.number > 1) {
             return;
         }
         let config::Source::Postgres(postgres) = &self.config;

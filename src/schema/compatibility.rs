@@ -164,7 +164,8 @@ mod tests {
     #[test]
     fn each_kind_of_change_breaks_whom_the_table_of_the_documentation_says() {
         let id = "id bigint!";
-        let cases: [(&[&str], &[&str], (bool, bool, bool)); 12] = [
+        type Case<'a> = (&'a [&'a str], &'a [&'a str], (bool, bool, bool));
+        let cases: [Case<'_>; 12] = [
             (&[id], &[id, "a text"], (true, true, true)),
             (&[id], &[id, "a text!"], (false, true, false)),
             (&[id, "a text"], &[id], (true, true, true)),

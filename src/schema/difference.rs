@@ -19,8 +19,8 @@ pub enum Difference {
         r#type: String,
         /// Whether it may be NULL; `None` where that is not known.
         nullable: Option<bool>,
-        /// The dropped column that it may have been: of the same type, at the same place. The stream
-        /// tells a rename and a drop with an add in the same words.
+        /// The dropped column that it may have been: of the same type, at the same place. The
+        /// stream tells a rename and a drop with an add in the same words.
         #[serde(skip_serializing_if = "Option::is_none")]
         maybe_was: Option<String>,
     },
@@ -68,8 +68,8 @@ pub enum Difference {
 }
 
 /// What `after` differs in from `before`; empty where both are the same version. What is not known
-/// of one of them is no difference: the stream does not tell nullability, and the catalog of a later
-/// moment may not know the column any more.
+/// of one of them is no difference: the stream does not tell nullability, and the catalog of a
+/// later moment may not know the column any more.
 pub fn differences(before: &Table, after: &Table) -> Vec<Difference> {
     let mut found = Vec::new();
     if before.oid != after.oid {

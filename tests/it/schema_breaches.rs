@@ -249,6 +249,18 @@ async fn a_migration_is_tried_on_copies_or_in_a_given_database_and_taken_back() 
     let (ok, text) = try_it(ORDERS, &["--database", &url, "--json"]);
     let found: Value = serde_json::from_str(&text).unwrap();
     assert!(ok && found["changes"].as_array().unwrap().len() == 2, "{text}");
+    // A role that is no superuser, with the rights that the documentation names.
+    place
+        .sql(&["create role deploy login createrole replication;
+                grant create on database postgres to deploy;
+                grant select on all tables in schema public to deploy"])
+        .await;
+    let url = place.cluster.unix_url().replace("postgres://postgres@", "postgres://deploy@");
+    place.server.set_config(&[source_toml("app", &url), sink("ledger", "pass")].concat());
+    let (ok, text) = try_it("alter table orders drop column total", &[]);
+    assert!(!ok && text.contains("total numeric is not there"), "{text}");
+    let (ok, text) = try_it("alter table other add n int", &[]);
+    assert!(ok && text.contains("public.other: added n integer"), "{text}");
     let left = "select (select count(*) from pg_roles where rolname like 'walrace%')
         + (select count(*) from pg_namespace where nspname like 'walrace%')
         + (select count(*) from pg_attribute where attname in ('x', 'n') and attnum > 0

@@ -320,15 +320,15 @@ async fn an_enum_gets_new_values_and_a_composite_new_fields() {
 
 #[tokio::test]
 async fn partitions_are_attached_and_detached_under_load_and_kills() {
-    let mut lake = Lake::with_oracle(&format!(
+    let mut lake = Lake::with_oracle(
         "create table t (id bigint primary key, touched int not null default 0)
              partition by range (id);
          create table t_low partition of t for values from (minvalue) to (0);
          create table t_one partition of t for values from (0) to (1000000);
          create table t_two partition of t for values from (1000000) to (2000000);
          create trigger remember after insert or update or delete on t
-             for each row execute function remember('t');"
-    ))
+             for each row execute function remember('t');",
+    )
     .await;
     let statements = [
         "create table t_new (id bigint primary key, touched int not null default 0,

@@ -60,7 +60,7 @@ fn expected(changes: &[Value]) -> Vec<(String, u64, Vec<String>, u64)> {
         let table = change["source_table"].as_str().unwrap();
         let table = format!("{}.{table}", change["source_schema"].as_str().unwrap());
         let columns: Vec<String> = change["after"].as_object().unwrap().keys().cloned().collect();
-        let last = found.iter().filter(|version| version.0 == table).next_back();
+        let last = found.iter().rfind(|version| version.0 == table);
         let number = last.map_or(1, |last| last.1 + 1);
         if last.is_none_or(|last| last.2 != columns) {
             found.push((table, number, columns, change["offset"].as_u64().unwrap()));
@@ -167,7 +167,7 @@ async fn a_kill_at_any_step_neither_loses_a_version_nor_makes_one_up() {
             for statement in sql.split(';') {
                 cluster.sql(statement).await;
             }
-            if number % 2 == 0 {
+            if number.is_multiple_of(2) {
                 cluster.sql(&format!("alter table u add c{number} int")).await;
             }
         }

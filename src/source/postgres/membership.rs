@@ -1,5 +1,5 @@
-//! Which tables a publication of somebody else holds, and when that changes: the stream says nothing
-//! of a table that has left it, and capture of it would end in silence.
+//! Which tables a publication of somebody else holds, and when that changes: the stream says
+//! nothing of a table that has left it, and capture of it would end in silence.
 
 use std::collections::BTreeSet;
 

@@ -1,9 +1,10 @@
 //! A migration that is tried and taken back: what the tables would be like after it.
 //!
 //! Everything happens in one transaction that is rolled back. The SQL runs inside `DO ... EXECUTE`,
-//! where PostgreSQL refuses `COMMIT`, so that it cannot end the transaction. On the source itself it
-//! sees copies of the captured tables' structure, in schemas of their own, as a role of its own that
-//! may touch nothing else: a table that it names with its real schema is refused, not altered.
+//! where PostgreSQL refuses `COMMIT`, so that it cannot end the transaction. On the source itself
+//! it sees copies of the captured tables' structure, in schemas of their own, as a role of its own
+//! that may touch nothing else: a table that it names with its real schema is refused, not
+//! altered.
 
 use std::collections::HashMap;
 
@@ -178,8 +179,8 @@ fn refused(failure: Failure, on_copies: bool) -> Error {
              names, or name a database with the same structure: --database URL"
         }
         "0A000" | "25001" | "2D000" => {
-            "it runs within one transaction that is taken back: leave out BEGIN and COMMIT, and what \
-             cannot run in a transaction"
+            "it runs within one transaction that is taken back: leave out BEGIN and COMMIT, and \
+             what cannot run in a transaction"
         }
         _ => "it is tried on the tables as they are now, and was taken back",
     };
