@@ -32,6 +32,7 @@ pub(super) fn routes() -> Router<Arc<Walrace>> {
         .route("/sinks/{sink}/rewind", post(rewind))
         .route("/sinks/{sink}/skip", post(skip))
         .route("/sinks/{sink}/events", get(events))
+        .route("/sources/{source}/schema/accept", post(super::schema::accept))
         .route("/dead-letters", get(list))
         .route("/dead-letters/retry", post(retry))
         .route("/dead-letters/drop", post(drop_letters))

@@ -3,6 +3,7 @@
 mod backfill;
 mod changes;
 mod control;
+mod schema;
 mod sequin;
 
 use std::{net::SocketAddr, path::Path, sync::Arc};
@@ -20,6 +21,7 @@ use uuid::Uuid;
 pub use self::{
     backfill::Asked,
     control::{Choice, Edit, Move, Reason, shown},
+    schema::{Accept, Accepted, ShownColumn, ShownVersion},
 };
 use crate::{
     error::{Class, Classify, Error, Result},
@@ -75,7 +77,7 @@ fn router(walrace: Arc<Walrace>, instance: Uuid, address: SocketAddr) -> Router 
         .route("/ready", get(ready))
         .route("/metrics", get(exposition))
         .route("/status", get(status))
-        .route("/schemas/{format}", get(schema))
+        .route("/schemas/{format}", get(format_schema))
         .route("/sources/{source}/changes", get(changes::of_source))
         .route("/sinks/{sink}/missing", get(changes::missing))
         .merge(backfill::routes())
@@ -107,7 +109,7 @@ async fn status(State(walrace): State<Arc<Walrace>>) -> Result<Json<Status>, Fai
 }
 
 /// What a format's messages look like: JSON Schema, or the `.proto` of a binary one.
-async fn schema(Segment(format): Segment<String>) -> Response {
+async fn format_schema(Segment(format): Segment<String>) -> Response {
     match crate::format::schema(&format) {
         Some((text, kind)) => ([(header::CONTENT_TYPE, kind)], text).into_response(),
         None => {

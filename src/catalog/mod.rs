@@ -5,6 +5,7 @@
 
 mod backfill;
 mod progress;
+mod schema;
 
 use std::{collections::BTreeMap, fmt, path::Path};
 
@@ -14,6 +15,7 @@ use uuid::Uuid;
 pub use self::{
     backfill::{BackfillRow, BackfillState, NewBackfill},
     progress::reconcile,
+    schema::{Known, Tracker, Version},
 };
 use crate::{
     change::Timestamp,
@@ -29,10 +31,11 @@ pub const FILE: &str = "catalog.sqlite";
 const NAMED: Named = Named { what: "the catalog", setting: "data_dir" };
 
 /// The steps of the schema; only ever added to.
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     include_str!("0001_sinks.sql"),
     include_str!("0002_control.sql"),
     include_str!("0003_backfill.sql"),
+    include_str!("0004_schema.sql"),
 ];
 
 /// The embedded catalog. Cheap to clone.

@@ -111,6 +111,13 @@ impl Change {
         keys
     }
 
+    /// Has it keep its order with every change of its table, whatever their keys.
+    pub fn concern_the_table(&mut self) {
+        let Keys { room, .. } = self.row_keys();
+        let keys = Keys { room, rows: Vec::new(), named: Vec::new() };
+        self.shaped_mut().source_keys = Some(Box::new(keys));
+    }
+
     /// Has it keep the keys of `source`, which rules made it of, where its own row has others.
     pub fn keep_keys_of(&mut self, source: &Change) {
         if self.table.is_some() && self.key_values() != source.key_values() {

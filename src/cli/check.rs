@@ -9,7 +9,8 @@ use crate::{
     config::{self, Config},
     disk::{Disk, RealDisk},
     error::{Error, Result},
-    runtime::names_of,
+    pipeline::unmet_of,
+    runtime::{names_of, terms_of},
     schema::Table,
     sink,
     source::postgres::{self, Finding, Level, preflight},
@@ -30,8 +31,15 @@ pub async fn run(global: &Global) -> Result<ExitCode> {
         // A database that cannot be asked is an error above already.
         let tables = postgres::tables(name, postgres).await.unwrap_or_default();
         let tables: Vec<Arc<Table>> = tables.into_iter().map(Arc::new).collect();
+        let described = postgres::described(name, postgres).await;
+        let described: Vec<Arc<Table>> =
+            described.unwrap_or_default().into_iter().map(Arc::new).collect();
         for (sink, own) in config.sink.iter().filter(|(_, sink)| config.source_of(sink) == name) {
-            errors += show(&format!("sink {sink}"), &look_at_sink(&config, (sink, own), &tables))?;
+            let mut findings = look_at_sink(&config, (sink, own), &tables);
+            if !described.is_empty() {
+                findings.extend(contracts(&config, (sink, own), &described));
+            }
+            errors += show(&format!("sink {sink}"), &findings)?;
         }
     }
     print(&match errors {
@@ -98,6 +106,28 @@ fn look_at_sink(
             text: "they compile, and every column that a step names is there".into(),
             sql: None,
         });
+    }
+    findings
+}
+
+/// What the contracts of a sink lack of the tables as they are now. Where breaches pass, delivery
+/// goes on; else it would not.
+fn contracts(
+    config: &Config,
+    (name, sink): (&str, &config::Sink),
+    tables: &[Arc<Table>],
+) -> Vec<Finding> {
+    let terms = terms_of(config, name, sink);
+    let level = match sink.on_breach {
+        config::OnBreach::Pass => Level::Warning,
+        _ => Level::Error,
+    };
+    let unmet = unmet_of([&terms], tables).into_iter();
+    let finding = |text| Finding { level, subject: "contract".into(), text, sql: None };
+    let mut findings: Vec<Finding> = unmet.map(finding).collect();
+    if findings.is_empty() && !sink.contract.is_empty() {
+        let text = "its tables have every column that it needs".into();
+        findings.push(Finding { level: Level::Ok, subject: "contract".into(), text, sql: None });
     }
     findings
 }

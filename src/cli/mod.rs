@@ -29,6 +29,8 @@ pub mod man;
 pub mod missing;
 mod offline;
 pub mod run;
+pub mod schema;
+pub mod schema_check;
 pub mod sink;
 pub mod source;
 pub mod tail;
@@ -123,6 +125,9 @@ pub enum Command {
     /// Try the rules of a sink on changes that the journal holds
     #[command(subcommand)]
     Transform(transform::Command),
+    /// The versions of each captured table, and what they break
+    #[command(subcommand)]
+    Schema(schema::Command),
     /// Print the completions of a shell
     Completions(completions::Args),
     /// Write the manual pages into a directory
@@ -148,6 +153,7 @@ impl Cli {
             Command::Dlq(command) => dlq::run(command, &self.global).await,
             Command::Journal(command) => journal::run(command, &self.global).await,
             Command::Transform(command) => transform::run(command, &self.global).await,
+            Command::Schema(command) => schema::run(command, &self.global).await,
             Command::Completions(args) => completions::run(args).await,
             Command::Man(args) => man::run(args).await,
         }

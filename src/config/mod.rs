@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 mod backfill;
 mod cdc;
+mod contracts;
 mod document;
 mod environment;
 mod from;
@@ -31,6 +32,7 @@ mod validate;
 pub use self::{
     backfill::Backfill,
     cdc::{Cdc, Emitter},
+    contracts::{Compatibility, Contract, OnBreach},
     environment::Environment,
     from::From,
     glob::Globs,
@@ -142,6 +144,9 @@ pub struct Postgres {
     /// connection. Less than 65536 counts as that. 0: as the server is set up.
     #[serde(default = "decoding_bytes_max")]
     pub decoding_bytes_max: u64,
+    /// Which readers new versions of a table must not break: docs/schema-changes.md.
+    #[serde(default)]
+    pub compatibility: Vec<Compatibility>,
 }
 
 /// What happens when the server keeps more log for our slot than it should.

@@ -75,6 +75,9 @@ impl Check<'_> {
             ));
         }
         self.tables(path, &postgres.tables)?;
+        for (index, rule) in postgres.compatibility.iter().enumerate() {
+            self.tables(&format!("{path}.compatibility[{index}]"), &rule.tables)?;
+        }
         for (key, name) in [("slot", &postgres.slot), ("publication", &postgres.publication)] {
             let Some(name) = name else { continue };
             let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
@@ -108,6 +111,7 @@ impl Check<'_> {
                 );
                 return Err(self.places.error(&format!("{path}.retry_ms_min"), &what));
             }
+            self.contracts(&path, sink)?;
             self.rules(&path, &sink.rules)?;
             self.target(&path, &sink.kind)?;
         }
@@ -129,6 +133,24 @@ impl Check<'_> {
             }
             _ => Ok(()),
         }
+    }
+
+    fn contracts(&self, path: &str, sink: &Sink) -> Result<()> {
+        for (index, contract) in sink.contract.iter().enumerate() {
+            let path = format!("{path}.contract[{index}]");
+            let parts = contract.table.split_once('.');
+            if parts.is_none_or(|(schema, table)| schema.is_empty() || table.is_empty()) {
+                let path = format!("{path}.table");
+                let what = format!("`{path}` is not schema.table");
+                return Err(self.places.error(&path, &what).remedy("such as \"public.orders\""));
+            }
+            if contract.columns.values().any(|wanted| wanted.trim().is_empty()) {
+                let path = format!("{path}.columns");
+                let what = format!("`{path}` has a column without a type");
+                return Err(self.places.error(&path, &what).remedy("such as total = \"numeric\""));
+            }
+        }
+        Ok(())
     }
 
     fn rules(&self, path: &str, rules: &Rules) -> Result<()> {

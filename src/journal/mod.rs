@@ -14,6 +14,7 @@
 mod active;
 mod block;
 mod cut;
+mod described;
 mod identity;
 mod index;
 mod past;

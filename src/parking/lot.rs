@@ -49,6 +49,8 @@ pub enum Why {
     Refused(String),
     /// A rule failed on it: attempts cannot help.
     Failed(String),
+    /// Its schema breaks what readers need; it waits until somebody accepts that.
+    Held(String),
     /// A person gave it up; it keeps nothing back.
     Skipped(String),
     /// The target gave it up after so many attempts.
@@ -216,18 +218,23 @@ impl Lot {
         let bytes = change.bytes() as u64;
         self.check_room(bytes)?;
         let now = Timestamp::now();
-        let skipped = matches!(why, Why::Skipped(_));
+        let (skipped, held) = (matches!(why, Why::Skipped(_)), matches!(why, Why::Held(_)));
         let retry_seq = if let Why::SetAside(seq) = why { Some(seq) } else { None };
         let (state, attempts, error) = match why {
             Why::Behind => (State::Parked, 0, "waits behind an earlier change of its key".into()),
             Why::Refused(error) if self.policy.attempts_max <= 1 => (State::Dead, 1, error),
             Why::Refused(error) => (State::Parked, 1, error),
             Why::Failed(error) => (State::Dead, 1, error),
+            Why::Held(error) => (State::Parked, 0, error),
             Why::Skipped(error) => (State::Dead, 0, error),
             Why::GivenUp(attempts, error) => (State::Dead, attempts, error),
             Why::SetAside(_) => (State::Parked, 0, "has no end yet, and others wait for it".into()),
         };
-        let wait = if attempts == 0 { Duration::ZERO } else { self.wait(attempts) };
+        let wait = match attempts {
+            _ if held => self.policy.wait_max,
+            0 => Duration::ZERO,
+            attempts => self.wait(attempts),
+        };
         let next_at = if retry_seq.is_some() { NEVER } else { after(now, wait) };
         let entry = Entry {
             keys: keys.clone(),
@@ -239,7 +246,7 @@ impl Lot {
             superseded: false,
         };
         self.index.insert(change.offset, entry);
-        if attempts > 0 && state == State::Parked {
+        if (attempts > 0 || held) && state == State::Parked {
             self.wake_at(next_at);
         }
         let at = now;
@@ -490,16 +497,19 @@ impl Lot {
     /// dead letter.
     pub fn refused(&mut self, offset: u64, why: Why) {
         let Some(entry) = self.index.get(offset).cloned() else { return };
+        let held = matches!(why, Why::Held(_));
         let (attempts, dead, error) = match why {
             Why::Behind | Why::SetAside(_) => return,
             Why::GivenUp(attempts, error) => (entry.attempts + attempts, true, error),
+            Why::Held(error) => (entry.attempts, false, error),
             Why::Failed(error) | Why::Skipped(error) => (entry.attempts + 1, true, error),
             Why::Refused(error) => {
                 (entry.attempts + 1, entry.attempts + 1 >= self.policy.attempts_max, error)
             }
         };
         let now = Timestamp::now();
-        let next_at = after(now, self.wait(attempts));
+        let wait = if held { self.policy.wait_max } else { self.wait(attempts) };
+        let next_at = after(now, wait);
         let state = if dead { State::Dead } else { State::Parked };
         self.refused.push(Refused { offset, state, attempts, error, at: now, next_at });
         let released = dead && !self.policy.hold;

@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::{
+    breach::Judge,
     lanes::Lanes,
     run::{self, Run},
 };
@@ -45,6 +46,8 @@ pub struct Delivery<'a> {
     pub filter: Filter,
     /// What it makes of it.
     pub transform: Transform,
+    /// Whether the schemas are such as its readers need.
+    pub judge: Judge,
     /// The target, open.
     pub sink: Lanes<'a>,
     /// Where progress is kept for those targets that cannot.
@@ -139,7 +142,10 @@ impl Delivery<'_> {
     pub(super) async fn transform(&mut self, batch: Batch) -> Result<Run> {
         let batch = self.without_done(batch);
         let read = batch.changes.len();
-        let batch = self.filter.apply(batch);
+        self.judge.see(&batch);
+        let mut batch = self.filter.apply(batch);
+        self.judge.order(&mut batch.changes);
+        self.judge.prepare(&batch.changes).await?;
         self.stats.filter(read - batch.changes.len());
         let mut run = Run::default();
         run.batch.position = batch.position;
@@ -175,6 +181,7 @@ impl Delivery<'_> {
             run.close_transaction_of(&change);
             return self.lot.park(change, keys, why);
         }
+        let Some(change) = self.withhold(change, run)? else { return Ok(()) };
         if self.transform.is_plain() {
             if self.waits(&change, std::slice::from_ref(&change), run)? {
                 return Ok(());

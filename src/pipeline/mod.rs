@@ -12,6 +12,7 @@
 //! between any two lines: the source sends again what was not confirmed, and a sink gets again what
 //! its progress has not passed. Errors leave through the top; `runtime` decides by their class.
 
+mod breach;
 mod delivery;
 mod lanes;
 mod retry;
@@ -23,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 pub use self::{
+    breach::{Judge, NOT_ACCEPTED, Terms, not_accepted, unmet_of},
     delivery::{Cut, Delivery},
     lanes::Lanes,
 };

@@ -157,6 +157,10 @@ impl Delivery<'_> {
         let Some(change) = passed.changes.into_iter().next() else {
             return Ok(Some((None, Vec::new())));
         };
+        if let Some(why) = self.still_withheld(&change).await? {
+            self.lot.refused(offset, why);
+            return Ok(None);
+        }
         let parts = match self.transform.is_plain() {
             true => Ok(vec![change.clone()]),
             false => self.transform.shape(change.clone()),

@@ -169,7 +169,7 @@ impl Backfilling {
 
     /// What a backfill would read.
     pub(super) async fn planned(&self, asked: &NewBackfill) -> Result<Plan> {
-        let config = self.capturing.config();
+        let config = self.capturing.postgres();
         let source = (self.capturing.name(), config);
         backfill::plan(source, &asked.tables, config.backfill.workers).await
     }
@@ -227,7 +227,7 @@ impl Backfilling {
         live: &Arc<Live>,
         walrace: &Weak<Walrace>,
     ) -> Result<Left> {
-        let config = self.capturing.config();
+        let config = self.capturing.postgres();
         let mut workers = JoinSet::new();
         for number in 0..config.backfill.workers.max(1) {
             let worker = Reader {
@@ -401,7 +401,7 @@ struct Reader {
 
 impl Reader {
     fn run(mut self) -> Result<Left> {
-        let config = self.capturing.config();
+        let config = self.capturing.postgres();
         let reading = Reading {
             // Two are on their way at most.
             chunk_bytes: config.backfill.chunk_bytes_max / 2,
@@ -420,7 +420,7 @@ impl Reader {
             let worker = match &mut worker {
                 Some(worker) => worker,
                 none => {
-                    let source = (self.capturing.name(), self.capturing.config());
+                    let source = (self.capturing.name(), self.capturing.postgres());
                     let fences = &self.capturing.fences;
                     none.insert(backfill::connect(source, fences, reading.clone(), &live.stop)?)
                 }
@@ -472,7 +472,7 @@ impl Progress for Reader {
         if let Some(why) = self.capturing.is_short() {
             return Some(why);
         }
-        let limit = self.capturing.config().backfill.sink_behind_bytes_max;
+        let limit = self.capturing.postgres().backfill.sink_behind_bytes_max;
         let (sink, walrace) = (self.asked.sink.as_ref()?, self.walrace.upgrade()?);
         let behind = walrace.sinks.get(sink)?.status().behind_bytes;
         (limit > 0 && behind > limit)

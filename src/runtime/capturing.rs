@@ -18,7 +18,7 @@ use crate::{
     error::{Class, Error, Result},
     format::Names,
     journal::{Inspection, Journal},
-    pipeline,
+    pipeline::{self, Terms},
     source::{
         self, Known, Past, SpoolOptions,
         postgres::{Stats, backfill::Fences},
@@ -294,7 +294,7 @@ impl Capturing {
         names(&self.name, &self.config, sink)
     }
 
-    pub(super) fn config(&self) -> &config::Postgres {
+    pub(super) fn postgres(&self) -> &config::Postgres {
         let config::Source::Postgres(config) = &self.config;
         config
     }
@@ -309,6 +309,16 @@ impl Capturing {
         let reserve = self.limits.reserve_bytes;
         let free = free.filter(|free| *free < reserve.saturating_mul(2))?;
         Some(format!("the journal's volume has {free} bytes left, {reserve} of them in reserve"))
+    }
+
+    /// What `sink` and this source say about schemas.
+    pub(super) fn terms(&self, sink: &str, config: &config::Sink) -> Terms {
+        terms(&self.name, &self.config, (sink, config))
+    }
+
+    /// Its name and what was written of it.
+    pub(super) fn config(&self) -> (&str, &config::Source) {
+        (&self.name, &self.config)
     }
 
     pub(super) fn name(&self) -> &str {
@@ -397,6 +407,18 @@ pub fn known_to(journal: Inspection) -> Known {
         origin: info.origin,
         has_changes: info.end > 0,
         past: Past::new(move |lsn| journal.recent(lsn)),
+    }
+}
+
+/// What a sink and its source `name` say about schemas.
+pub(super) fn terms(name: &str, source: &config::Source, sink: (&str, &config::Sink)) -> Terms {
+    let config::Source::Postgres(postgres) = source;
+    Terms {
+        sink: sink.0.to_owned(),
+        source: name.to_owned(),
+        contracts: sink.1.contract.clone(),
+        on_breach: sink.1.on_breach,
+        compatibility: postgres.compatibility.clone(),
     }
 }
 

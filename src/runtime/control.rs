@@ -9,10 +9,11 @@ use super::{
     status::BackfillStatus,
 };
 use crate::{
-    catalog::{BackfillState, By, Event, NewBackfill},
+    catalog::{BackfillState, By, Event, NewBackfill, Version},
     change::Change,
     error::{Error, Result},
     parking::{Letter, Place, Query},
+    pipeline,
     source::postgres::backfill::PlannedTable,
 };
 
@@ -45,6 +46,49 @@ impl Walrace {
     /// What was done to a sink, newest first.
     pub async fn events(&self, sink: &str) -> Result<Vec<Event>> {
         self.catalog.events(self.sink(sink)?.name()).await
+    }
+
+    /// Every version of every table of a source, by name and number.
+    pub async fn schema_versions(&self, source: &str) -> Result<Vec<Version>> {
+        let lineage = self.journal(source)?.lineage();
+        self.catalog.schema_versions(source, lineage).await
+    }
+
+    /// Accepts the newest schema of a table, or another version, whatever it breaks: what waits for
+    /// that is tried again. How many changes did.
+    pub async fn accept_schema(
+        &self,
+        source: &str,
+        (table, number): (&str, Option<u32>),
+        by: &By,
+    ) -> Result<(u32, u64)> {
+        let versions = self.schema_versions(source).await?;
+        let mut of = versions.iter().filter(|version| version.table.full_name() == table);
+        let version = match number {
+            Some(number) => of.find(|version| version.number == number),
+            None => of.next_back(),
+        };
+        let version = version.ok_or_else(|| {
+            let what = number.map_or(String::new(), |number| format!(" has no version {number}"));
+            Error::config(match number {
+                Some(_) => format!("{table}{what}"),
+                None => format!("no change of {table} was captured"),
+            })
+            .remedy("`walrace schema list` names the tables and how many versions each has")
+        })?;
+        self.catalog.accept_schema(source, &version.table, by).await?;
+        let mut changes = 0;
+        for sink in self.sinks.values().filter(|sink| sink.source() == source) {
+            let own = Query {
+                sink: Some(sink.name().to_owned()),
+                table: Some(table.to_owned()),
+                error: Some(format!("the schema of {table} {}", pipeline::NOT_ACCEPTED)),
+                limit: u64::MAX,
+                ..Query::default()
+            };
+            changes += sink.retry_parked(&own, by).await?;
+        }
+        Ok((version.number, changes))
     }
 
     /// Parked changes and dead letters.

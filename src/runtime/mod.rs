@@ -8,6 +8,7 @@ mod backfilling;
 mod capturing;
 mod control;
 mod delivering;
+mod history;
 mod part;
 mod retention;
 mod status;
@@ -20,7 +21,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use self::{
-    backfilling::Backfilling, capturing::Capturing, delivering::Delivering, workers::Workers,
+    backfilling::Backfilling, capturing::Capturing, delivering::Delivering, history::History,
+    workers::Workers,
 };
 pub use self::{
     backfilling::status_of as backfill_status,
@@ -32,12 +34,13 @@ pub use self::{
 use crate::{
     catalog::Catalog,
     change::Timestamp,
-    config::{Config, SinkKind},
+    config::{self, Config, SinkKind},
     disk::RealDisk,
     error::{Class, Classify, Error, Result, ResultExt},
     format::Names,
     journal::{self, Journal, Token},
     parking::Parking,
+    pipeline::Terms,
     sink,
     source::SpoolOptions,
     transform::{Filter, Transform},
@@ -123,6 +126,10 @@ impl Walrace {
         for source in self.sources.values() {
             tasks.spawn(Arc::clone(source).run(self.stop.clone()));
             tasks.spawn(Arc::clone(source).watch(self.stop.clone()));
+            let terms = self.sinks.values().filter(|sink| sink.source() == source.name());
+            let terms = terms.map(|sink| sink.terms().clone()).collect();
+            let history = History::new(source.config(), &source.journal, &self.catalog, terms);
+            tasks.spawn(history.keep(self.stop.clone()));
         }
         for backfills in self.backfills.values() {
             let walrace = Arc::downgrade(self);
@@ -245,6 +252,13 @@ fn delivering(
 /// The names that the messages of `sink` may carry, which reads `source`.
 pub fn names_of(config: &Config, source: &str, sink: &str) -> Names {
     config.source.get(source).map_or_else(Names::default, |s| capturing::names(source, s, sink))
+}
+
+/// What the sink `name` and its source say about schemas.
+pub fn terms_of(config: &Config, name: &str, sink: &config::Sink) -> Terms {
+    let source = config.source_of(sink);
+    let found = config.source.get(source);
+    found.map_or_else(Terms::default, |found| capturing::terms(source, found, (name, sink)))
 }
 
 /// Where the journal of `source` lives.

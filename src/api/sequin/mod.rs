@@ -41,6 +41,7 @@ pub(super) fn router(walrace: &Arc<Walrace>, address: SocketAddr) -> Router<Arc<
     routes
         .route("/sinks", get(sinks::list).post(sinks::create))
         .route("/sinks/{id_or_name}", get(sinks::show))
+        .route("/sources/{source}/schema", get(super::schema::versions))
         .route_layer(middleware::from_fn_with_state(Arc::new(guard), admit))
         .fallback(no_route)
         .method_not_allowed_fallback(no_route)

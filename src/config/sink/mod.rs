@@ -14,7 +14,7 @@ mod search;
 mod types;
 
 pub use self::{kafka::*, kinds::*, postgres::*, pull::*, queues::*, search::*, types::*};
-use super::{From, Rules, yes};
+use super::{Contract, From, OnBreach, Rules, yes};
 use crate::change::Op;
 
 /// A destination: what all kinds share, and what its kind adds.
@@ -99,6 +99,12 @@ pub struct Sink {
     /// PostgreSQL's `to_jsonb` has it.
     #[serde(default)]
     pub types: Types,
+    /// The columns and types that it needs: docs/schema-changes.md.
+    #[serde(default)]
+    pub contract: Vec<Contract>,
+    /// What happens to changes of a table that lacks what a contract needs.
+    #[serde(default)]
+    pub on_breach: OnBreach,
     /// What it makes of changes before they are delivered.
     #[serde(flatten)]
     pub rules: Rules,
@@ -179,6 +185,8 @@ impl Sink {
             parked_bytes_max: parked_bytes_max(),
             retain: Retain::default(),
             types: Types::default(),
+            contract: Vec::new(),
+            on_breach: OnBreach::default(),
             rules: Rules::default(),
             kind,
         }

@@ -27,7 +27,7 @@ use crate::{
     error::{Error, Result},
     journal::{Journal, Lag, Limits},
     parking::{Lot, Parking, Policy, Stand},
-    pipeline::{self, Cut, Delivery, Lanes},
+    pipeline::{self, Cut, Delivery, Judge, Lanes, Terms},
     sink::{self, Beyond, Capabilities, Progress, Sink, SinkStats, Verdict},
     transform::{Filter, Transform},
 };
@@ -44,6 +44,7 @@ pub(super) struct Delivering {
     name: String,
     source: String,
     config: config::Sink,
+    terms: Terms,
     context: sink::Context,
     pub(super) journal: Journal,
     catalog: Catalog,
@@ -80,6 +81,7 @@ impl Delivering {
         Self {
             name: name.to_owned(),
             source: source.to_owned(),
+            terms: capturing.terms(name, &config),
             config,
             context,
             journal: capturing.journal.clone(),
@@ -327,6 +329,8 @@ impl Delivering {
             done,
             filter: self.filter(),
             transform,
+            judge: Judge::open(self.terms.clone(), &self.catalog, &self.journal, progress.cursor)
+                .await?,
             catalog: self.catalog.clone(),
             lot,
             skips: self.catalog.skips(&self.name).await?,
@@ -469,6 +473,10 @@ impl Delivering {
 
     pub(super) fn source(&self) -> &str {
         &self.source
+    }
+
+    pub(super) fn terms(&self) -> &Terms {
+        &self.terms
     }
 
     pub(super) fn retain(&self) -> config::Retain {

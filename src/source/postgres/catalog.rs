@@ -24,6 +24,8 @@ pub(super) struct Catalog {
     target: Target,
     client: Option<Client>,
     types: HashMap<u32, TypeRow>,
+    /// Keeps to its connection: another one would not see what was done in it.
+    steady: bool,
 }
 
 /// A row of `pg_type`, as far as it shapes text.
@@ -64,7 +66,17 @@ struct CatalogColumn {
 impl Catalog {
     /// Connects with the first question.
     pub(super) fn new(target: Target) -> Self {
-        Self { target, client: None, types: HashMap::new() }
+        Self { target, client: None, types: HashMap::new(), steady: false }
+    }
+
+    /// Asks over a connection of the caller, and never over another.
+    pub(super) fn over(target: Target, client: Client) -> Self {
+        Self { target, client: Some(client), types: HashMap::new(), steady: true }
+    }
+
+    /// The connection that it was given.
+    pub(super) fn client(&mut self) -> Result<&mut Client> {
+        self.client.as_mut().ok_or_else(|| Error::bug("a catalog without its connection"))
     }
 
     /// The table that `relation` describes. The catalog shows the present and the stream the past:
@@ -218,6 +230,7 @@ impl Catalog {
                 Err(failure @ Failure::Server(_)) if !failure.code().starts_with("57") => {
                     return Err(failure.into());
                 }
+                Err(failure) if self.steady => return Err(failure.into()),
                 Err(_) => self.client = None,
             }
         }

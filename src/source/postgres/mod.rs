@@ -25,6 +25,7 @@ pub mod backfill;
 mod catalog;
 mod checks;
 mod compared;
+mod described;
 mod failure;
 mod history;
 mod operate;
@@ -32,6 +33,7 @@ mod outline;
 pub mod pgoutput;
 mod preflight;
 mod publication;
+mod rehearse;
 mod session;
 mod settings;
 mod slot;
@@ -47,12 +49,14 @@ mod watch;
 mod wire;
 
 pub use compared::{Compared, compared, uncaptured};
+pub use described::described;
 pub use operate::{
     InspectedTable, Inspection, PublicationStatus, SlotStatus, Status, create, drop, drop_slot,
     inspect, status,
 };
 pub use outline::tables;
 pub use preflight::{Finding, Level, preflight};
+pub use rehearse::{Rehearsal, rehearse};
 pub use session::Session;
 pub use stats::Stats;
 

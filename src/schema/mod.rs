@@ -1,8 +1,19 @@
-//! Tables as a change sees them: columns, types, keys and versions. No I/O.
+//! Tables as a change sees them: columns, types, keys and versions; what differs between two
+//! versions, and whom that breaks. No I/O.
+
+mod compatibility;
+mod contract;
+mod difference;
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+
+pub use self::{
+    compatibility::{Mode, breaks},
+    contract::{Unmet, unmet},
+    difference::{Difference, differences},
+};
 
 /// One version of a table's descriptor, as it was when the changes that carry it were made.
 ///
@@ -120,6 +131,18 @@ impl Table {
     }
 }
 
+impl Identity {
+    /// As `ALTER TABLE ... REPLICA IDENTITY` has it, in lower case.
+    pub fn word(self) -> &'static str {
+        match self {
+            Identity::Default => "default",
+            Identity::Nothing => "nothing",
+            Identity::Full => "full",
+            Identity::Index => "index",
+        }
+    }
+}
+
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}", self.schema, self.name)
@@ -131,7 +154,46 @@ impl Type {
     pub fn base(oid: u32, modifier: i32) -> Self {
         Self { oid, modifier, name: String::new(), kind: TypeKind::Base }
     }
+
+    /// As SQL has it, with the modifier: `numeric(12,3)`, `character varying(20)[]`.
+    pub fn sql(&self) -> String {
+        if let TypeKind::Array { element, .. } = &self.kind {
+            return format!("{}[]", element.sql());
+        }
+        if self.name.is_empty() {
+            return format!("type {}", self.oid);
+        }
+        match self.modifier_text() {
+            None => self.name.clone(),
+            Some(text) => match self.name.split_once(' ').filter(|_| self.oid != VARCHAR) {
+                Some((first, rest)) => format!("{first}({text}) {rest}"),
+                None => format!("{}({text})", self.name),
+            },
+        }
+    }
+
+    /// What stands in the brackets, for the built-in types that have such
+    /// (`typmodout` of each; <https://www.postgresql.org/docs/current/catalog-pg-type.html>).
+    fn modifier_text(&self) -> Option<String> {
+        let modifier = Some(self.modifier).filter(|modifier| *modifier >= 0)?;
+        match self.oid {
+            BPCHAR | VARCHAR => Some((modifier - 4).to_string()),
+            NUMERIC => {
+                let packed = modifier - 4;
+                // eleven bits, of which the first is the sign
+                let scale = ((packed & 0x7ff) ^ 1024) - 1024;
+                Some(format!("{},{scale}", packed >> 16 & 0xffff))
+            }
+            1083 | 1114 | 1184 | 1266 | 1560 | 1562 => Some(modifier.to_string()),
+            _ => None,
+        }
+    }
 }
+
+/// Oids of PostgreSQL's `pg_type.dat`; they never change.
+const BPCHAR: u32 = 1042;
+const VARCHAR: u32 = 1043;
+const NUMERIC: u32 = 1700;
 
 #[cfg(test)]
 mod tests {
@@ -144,6 +206,19 @@ mod tests {
 
     fn table(identity: Identity, columns: Vec<Column>) -> Table {
         Table { oid: 1, schema: "public".into(), name: "t".into(), identity, columns }
+    }
+
+    #[test]
+    fn a_type_prints_as_sql_has_it() {
+        let of = |oid, modifier, name: &str| {
+            Type { oid, modifier, name: name.into(), kind: TypeKind::Base }.sql()
+        };
+        assert_eq!(of(23, -1, "integer"), "integer");
+        assert_eq!(of(1043, 24, "character varying"), "character varying(20)");
+        assert_eq!(of(1700, (12 << 16 | 3) + 4, "numeric"), "numeric(12,3)");
+        assert_eq!(of(1700, (3 << 16 | 0x7fe) + 4, "numeric"), "numeric(3,-2)");
+        assert_eq!(of(1184, 3, "timestamp with time zone"), "timestamp(3) with time zone");
+        assert_eq!(of(99_999, -1, ""), "type 99999");
     }
 
     #[test]
