@@ -211,7 +211,8 @@ async fn fill(cluster: &Cluster) {
         let mut statements = String::from("select setseed(0.5);");
         for (i, column) in family.columns.iter().enumerate() {
             let edges = column.edges.iter().filter(|edge| {
-                !(special(column.ty) && !column.ty.ends_with("[]"))
+                !special(column.ty)
+                    || column.ty.ends_with("[]")
                     || !(edge.contains("NaN") || edge.contains("Infinity"))
             });
             for edge in edges {
