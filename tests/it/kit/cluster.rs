@@ -19,6 +19,8 @@ use super::{
 
 const START_LIMIT: Duration = Duration::from_secs(60);
 const STOP_LIMIT: Duration = Duration::from_secs(60);
+/// A server that is not needed any more may take this long to end by itself.
+const QUIT_LIMIT: Duration = Duration::from_secs(3);
 
 /// What every cluster begins with; a test adds its own through [`Setup`].
 const SETTINGS: &str = "
@@ -301,6 +303,12 @@ impl Drop for Cluster {
         }
         if let Some(mut child) = self.postmaster.take() {
             let postmaster = Pid::from_child(&child);
+            // One that is killed leaves its shared memory behind, of which a machine has 4096.
+            let _ = kill_process(postmaster, Signal::QUIT);
+            let asked = Instant::now();
+            while matches!(child.try_wait(), Ok(None)) && asked.elapsed() < QUIT_LIMIT {
+                std::thread::sleep(Duration::from_millis(5));
+            }
             for pid in children_of(postmaster).into_iter().chain([postmaster]) {
                 let _ = kill_process(pid, Signal::KILL);
             }
