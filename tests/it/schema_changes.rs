@@ -345,10 +345,16 @@ async fn partitions_are_attached_and_detached_under_load_and_kills() {
         "update t_new set touched = touched + 1; delete from t_new where id = 2000001",
         "alter table t add column late text default 'x'",
     ];
+    // PostgreSQL 14 goes on to send a detached partition under its root, until the next connection.
+    let version = lake.cluster.value("select current_setting('server_version_num')::int").await;
+    let tells = version.as_u64() >= Some(150_000);
+    let kept = |number: usize| tells || number != 4;
+    let statements: Vec<&str> =
+        statements.into_iter().enumerate().filter(|(n, _)| kept(*n)).map(|(_, sql)| sql).collect();
     alter_under_load(&mut lake, &statements).await;
     let changes = lake.all_as_the_oracle_says().await;
     let of = |table: &str| changes.iter().filter(|c| c["source_table"] == table).count();
-    assert_eq!(of("t_new"), 1 + 3);
+    assert_eq!(of("t_new"), if tells { 1 + 3 } else { 1 });
     assert_eq!(of("t_one") + of("t_two") + of("t_low"), 0);
 }
 
