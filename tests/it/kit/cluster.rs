@@ -305,14 +305,12 @@ impl Drop for Cluster {
             let postmaster = Pid::from_child(&child);
             // One that is killed leaves its shared memory behind, of which a machine has 4096.
             let _ = kill_process(postmaster, Signal::QUIT);
-            let asked = Instant::now();
-            while matches!(child.try_wait(), Ok(None)) && asked.elapsed() < QUIT_LIMIT {
-                std::thread::sleep(Duration::from_millis(5));
+            if !ends_within(&mut child, QUIT_LIMIT) {
+                for pid in children_of(postmaster).into_iter().chain([postmaster]) {
+                    let _ = kill_process(pid, Signal::KILL);
+                }
+                let _ = child.wait();
             }
-            for pid in children_of(postmaster).into_iter().chain([postmaster]) {
-                let _ = kill_process(pid, Signal::KILL);
-            }
-            let _ = child.wait();
             self.scratch.forget("postmaster");
         }
     }
@@ -511,6 +509,17 @@ fn append(path: &Path, lines: &str) {
     use std::io::Write;
     let mut file = File::options().append(true).open(path).expect("a configuration file");
     writeln!(file, "{lines}").expect("a line more");
+}
+
+fn ends_within(child: &mut Child, limit: Duration) -> bool {
+    let asked = Instant::now();
+    loop {
+        match child.try_wait() {
+            Ok(Some(_)) => return true,
+            Ok(None) if asked.elapsed() < limit => std::thread::sleep(Duration::from_millis(5)),
+            _ => return false,
+        }
+    }
 }
 
 fn children_of(parent: Pid) -> Vec<Pid> {
