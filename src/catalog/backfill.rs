@@ -140,7 +140,7 @@ impl Catalog {
         backfill(&row.ok_or_else(none)?)
     }
 
-    /// Gives a backfill its tables and parts, in place of those that it had, and lets it run.
+    /// Gives a backfill its tables and parts, in place of those that it had.
     pub async fn plan_backfill(
         &self,
         id: u64,
@@ -149,7 +149,7 @@ impl Catalog {
     ) -> Result<()> {
         let failed = |error| failed("plan the backfill", &id.to_string(), error);
         let mut transaction = self.pool.begin().await.map_err(failed)?;
-        sqlx::query("UPDATE backfill SET plan = ?, state = 'running', reason = NULL WHERE id = ?")
+        sqlx::query("UPDATE backfill SET plan = ?, reason = NULL WHERE id = ?")
             .bind(json(plan)?)
             .bind(integer(id))
             .execute(&mut *transaction)
@@ -203,33 +203,37 @@ impl Catalog {
         transaction.commit().await.map_err(failed)
     }
 
-    /// Puts a backfill into another state, with who did it.
+    /// Puts a backfill into another state, with who did it. By itself (without `by`) one that
+    /// somebody put to rest does not leave that state; whether it did.
     pub async fn set_backfill(
         &self,
         id: u64,
         (state, reason): (BackfillState, Option<&str>),
         by: Option<&By>,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let failed = |error| failed("change the backfill", &id.to_string(), error);
         let mut transaction = self.pool.begin().await.map_err(failed)?;
         let row = sqlx::query(
-            "UPDATE backfill SET state = ?, reason = ?, ended_at = ? WHERE id = ?
-             RETURNING source",
+            "UPDATE backfill SET state = ?, reason = ?, ended_at = ?
+             WHERE id = ? AND (? OR state IN ('queued', 'running')) RETURNING source",
         )
         .bind(state.word())
         .bind(reason)
         .bind(state.has_ended().then(|| Timestamp::now().0))
         .bind(integer(id))
-        .fetch_one(&mut *transaction)
+        .bind(by.is_some())
+        .fetch_optional(&mut *transaction)
         .await
         .map_err(failed)?;
+        let Some(row) = row else { return Ok(false) };
         if let Some(by) = by {
             let source: String = row.try_get(0).map_err(failed)?;
             let detail = serde_json::json!({"backfill": id, "state": state, "why": by.why});
             let event = (&*by.who, "backfill", &*source, &*detail.to_string());
             insert_event(&mut transaction, event).await.map_err(failed)?;
         }
-        transaction.commit().await.map_err(failed)
+        transaction.commit().await.map_err(failed)?;
+        Ok(true)
     }
 }
 
@@ -317,6 +321,7 @@ mod tests {
         let id = catalog.add_backfill(&asked, &by).await.unwrap();
         assert_eq!(catalog.backfill(id).await.unwrap().state, BackfillState::Queued);
         catalog.plan_backfill(id, &["orders"], &[(1, "a"), (2, "b")]).await.unwrap();
+        assert!(catalog.set_backfill(id, (BackfillState::Running, None), None).await.unwrap());
         catalog.save_parts(id, &[(2, "c")]).await.unwrap();
         catalog.close().await;
 
@@ -325,7 +330,8 @@ mod tests {
         assert_eq!((row.asked, row.state), (asked, BackfillState::Running));
         assert_eq!(catalog.backfill_parts::<String>(id).await.unwrap(), ["a", "c"]);
         let paused = (BackfillState::Paused, Some("lunch"));
-        catalog.set_backfill(id, paused, Some(&by)).await.unwrap();
+        assert!(catalog.set_backfill(id, paused, Some(&by)).await.unwrap());
+        assert!(!catalog.set_backfill(id, (BackfillState::Running, None), None).await.unwrap());
         let row = catalog.backfill(id).await.unwrap();
         assert_eq!((row.state, row.reason.as_deref()), (BackfillState::Paused, Some("lunch")));
         assert_eq!(catalog.backfill(id + 1).await.unwrap_err().class(), Class::Config);

@@ -258,11 +258,8 @@ pub fn render(all: &[BackfillStatus]) -> String {
     let mut text = table.to_string();
     for status in all.iter().filter(|status| !status.state.has_ended()) {
         if let Some(reason) = &status.reason {
-            text.push_str(&format!(
-                "\n! backfill {} is {}: {reason}",
-                status.id,
-                status.state.word()
-            ));
+            let (id, state) = (status.id, status.state.word());
+            text.push_str(&format!("\n! backfill {id} is {state}: {reason}"));
         }
     }
     text
@@ -271,7 +268,7 @@ pub fn render(all: &[BackfillStatus]) -> String {
 /// What would be read.
 fn render_plan(planned: &[PlannedTable]) -> String {
     let mut table = Table::new();
-    let head = ["table", "rows (estimate)", "on disk", "out of line", "parts"];
+    let head = ["table", "rows (estimate)", "on disk", "out of line", "parts", "time"];
     table.load_style(UTF8_HORIZONTAL_ONLY).set_header(head);
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
@@ -283,6 +280,7 @@ fn render_plan(planned: &[PlannedTable]) -> String {
             bytes_text(one.bytes),
             bytes_text(one.toast_bytes),
             one.parts.to_string(),
+            one.seconds.map(time_text).unwrap_or_default(),
         ]);
     }
     let bytes: u64 = planned.iter().map(|table| table.bytes + table.toast_bytes).sum();
@@ -291,9 +289,11 @@ fn render_plan(planned: &[PlannedTable]) -> String {
     let whole: String = whole
         .map(|(one, why)| format!("\n! {} is read in one long transaction: {why}", one.name))
         .collect();
+    let seconds = planned.iter().filter_map(|table| table.seconds).sum();
+    let bytes = bytes_text(bytes);
     format!(
-        "{table}{whole}\n\n  about {rows} rows in {}; at 50 MiB/s that takes some {}. Nothing was read.",
-        bytes_text(bytes),
-        time_text(bytes / (50 << 20) + 1)
+        "{table}{whole}\n\n  about {rows} rows in {bytes}; some {} at the rate at which their \
+         first blocks came, one after the other. Nothing was kept.",
+        time_text(seconds)
     )
 }

@@ -137,8 +137,12 @@ impl Backfilling {
         self.recover(&mut parts).await?;
         let live = Arc::new(Live::new(row.id, parts, stop.child_token()));
         *self.lock() = Some(Arc::clone(&live));
-        self.catalog.set_backfill(row.id, (BackfillState::Running, None), None).await?;
-        let outcome = self.read(row, &live, walrace).await;
+        let running = (BackfillState::Running, None);
+        let outcome = match self.catalog.set_backfill(row.id, running, None).await {
+            Ok(true) => self.read(row, &live, walrace).await,
+            Ok(false) => Ok(Left::Stopped), // somebody put it to rest meanwhile
+            Err(error) => Err(error),
+        };
         self.capturing.fences.forget();
         let outcome = self.leave(row, &live, outcome).await;
         *self.lock() = None;
@@ -152,7 +156,8 @@ impl Backfilling {
         match outcome? {
             Left::Done => {
                 info!("backfill {} of source {} is done", row.id, row.asked.source);
-                self.catalog.set_backfill(row.id, (BackfillState::Done, None), None).await
+                self.catalog.set_backfill(row.id, (BackfillState::Done, None), None).await?;
+                Ok(())
             }
             Left::Stopped => Ok(()),
             Left::Rewritten => self.plan_again(row, live).await,
@@ -172,6 +177,12 @@ impl Backfilling {
         let config = self.capturing.postgres();
         let source = (self.capturing.name(), config);
         backfill::plan(source, &asked.tables, config.backfill.workers).await
+    }
+
+    /// As `planned`, with the time that it would take.
+    pub(super) async fn rehearsed(&self, asked: &NewBackfill) -> Result<Vec<PlannedTable>> {
+        let source = (self.capturing.name(), self.capturing.postgres());
+        Ok(backfill::rehearse(source, &asked.tables).await?.tables)
     }
 
     fn own(&self, part: Part, backfill: u64) -> Part {
@@ -277,22 +288,21 @@ impl Backfilling {
         self.changed.notify_one();
     }
 
-    /// Ends the work on a backfill, and waits until all of it is written down.
+    /// Puts a backfill to rest, and waits until the work on it has ended.
     pub(super) async fn rest(&self, id: u64, (state, by): (BackfillState, &By)) -> Result<()> {
-        let live = self.lock().clone().filter(|live| live.id == id);
-        if let Some(live) = live {
-            live.stop.cancel();
-            let ended = async {
-                while self.lock().as_ref().is_some_and(|live| live.id == id) {
-                    let _ = tokio::time::timeout(RETRY_MIN, self.changed.notified()).await;
-                }
-            };
-            if tokio::time::timeout(PATIENCE, ended).await.is_err() {
-                return Err(Error::retry(format!("backfill {id} has not let go yet")));
-            }
-        }
         let reason = by.to_string();
-        self.catalog.set_backfill(id, (state, Some(&reason)), Some(by)).await
+        // First: what begins only now looks at it, and what is at work does not change it.
+        self.catalog.set_backfill(id, (state, Some(&reason)), Some(by)).await?;
+        let live = self.lock().clone().filter(|live| live.id == id);
+        let Some(live) = live else { return Ok(()) };
+        live.stop.cancel();
+        let ended = async {
+            while self.lock().as_ref().is_some_and(|live| live.id == id) {
+                let _ = tokio::time::timeout(RETRY_MIN, self.changed.notified()).await;
+            }
+        };
+        let ended = tokio::time::timeout(PATIENCE, ended).await;
+        ended.map_err(|_| Error::retry(format!("backfill {id} has not let go yet")))
     }
 
     /// What a backfill is doing.

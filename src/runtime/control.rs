@@ -157,7 +157,7 @@ impl Walrace {
 
     /// What a backfill would read.
     pub async fn plan_backfill(&self, asked: &NewBackfill) -> Result<Vec<PlannedTable>> {
-        Ok(self.backfilling(&asked.source)?.planned(asked).await?.tables)
+        self.backfilling(&asked.source)?.rehearsed(asked).await
     }
 
     /// Every backfill, the oldest first.
@@ -180,6 +180,7 @@ impl Walrace {
         }
         let backfilling = self.backfilling(&row.asked.source)?;
         match to {
+            BackfillState::Queued if row.state == BackfillState::Running => Ok(()),
             BackfillState::Queued => {
                 self.catalog.set_backfill(id, (to, None), Some(by)).await?;
                 backfilling.look();

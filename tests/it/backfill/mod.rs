@@ -311,33 +311,40 @@ async fn tables_without_a_key_are_read_as_a_whole_and_each_copy_of_a_row_counts(
         // What was read is the table at the mark that opened the fence; what came before belongs
         // to an older copy of it.
         let opens = |mark: &&serde_json::Value| {
-            let content = mark["message"]["content"].as_str().unwrap();
+            let content = mark["message"]["content"].as_str();
+            let content = content.unwrap_or_else(|| panic!("no mark: {mark}"));
             content.contains(&format!("\"churn.{table}\"")) && content.contains("opens")
         };
         let marks = marks.lines().map(|line| serde_json::from_str(line).unwrap());
         let marks: Vec<serde_json::Value> = marks.collect();
         let from = marks.iter().find(opens).unwrap()["offset"].as_u64();
-        let mut rows = std::collections::BTreeMap::<String, i64>::new();
         let of_table = |change: &&serde_json::Value| {
             change["source_table"] == table && change["offset"].as_u64() > from
         };
-        for change in changes.iter().filter(of_table) {
-            if change["before"].is_object() {
-                *rows.entry(change["before"].to_string()).or_default() -= 1;
-            }
-            if change["after"].is_object() {
-                *rows.entry(change["after"].to_string()).or_default() += 1;
-            }
-            // What goes away was there before: a reader of the changes knew it, or never heard.
-            if change["before"].is_object() && rows[&change["before"].to_string()] < 0 {
-                *rows.get_mut(&change["before"].to_string()).unwrap() = 0;
-            }
-        }
-        rows.retain(|_, count| *count != 0);
+        let rows = copies(changes.iter().filter(of_table));
         let mut real = std::collections::BTreeMap::<String, i64>::new();
         for row in cluster.rows(&format!("select * from churn.{table}")).await {
             *real.entry(row.to_string()).or_default() += 1;
         }
         assert_eq!(rows, real, "{table}");
     }
+}
+
+/// How many copies of each row the changes leave. What goes away and was not there is one of which
+/// nobody has heard.
+fn copies<'a>(
+    changes: impl Iterator<Item = &'a serde_json::Value>,
+) -> std::collections::BTreeMap<String, i64> {
+    let mut rows = std::collections::BTreeMap::<String, i64>::new();
+    for change in changes {
+        if change["before"].is_object() {
+            let left = rows.entry(change["before"].to_string()).or_default();
+            *left = (*left - 1).max(0);
+        }
+        if change["after"].is_object() {
+            *rows.entry(change["after"].to_string()).or_default() += 1;
+        }
+    }
+    rows.retain(|_, count| *count != 0);
+    rows
 }

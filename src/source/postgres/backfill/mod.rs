@@ -29,7 +29,7 @@ pub use self::{
     fence::Fences,
     mark::Mark,
     place::Place,
-    plan::{Plan, PlannedTable, plan},
+    plan::{Plan, PlannedTable, plan, rehearse},
     worker::{Ended, Progress, Worker},
 };
 use super::settings::Settings;

@@ -1,5 +1,7 @@
 //! What a backfill will read: tables, their parts, and how much that is.
 
+use std::time::{Duration, Instant};
+
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -16,6 +18,10 @@ use crate::{
     error::{Error, Result, ResultExt},
 };
 
+/// A rehearsal reads so many blocks of each table.
+const SAMPLE_BLOCKS: u32 = 256;
+/// Of nearly every server; an estimate needs no more.
+const BLOCK_BYTES: u64 = 8192;
 /// Parts are not smaller than this many blocks.
 const PART_BLOCKS_MIN: u32 = 1 << 12;
 /// Nor larger than this: 1 GiB of the usual blocks.
@@ -44,6 +50,9 @@ pub struct PlannedTable {
     pub toast_bytes: u64,
     /// Parts that can be read side by side.
     pub parts: usize,
+    /// Seconds that it would take at the rate at which its first blocks came, where they were read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds: Option<u64>,
     /// Why it is read in one long transaction instead of many short ones, where it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub whole_because: Option<String>,
@@ -61,6 +70,50 @@ struct Leaf {
     block_bytes: u64,
     /// Why its rows cannot be read in parts.
     obstacle: Option<&'static str>,
+}
+
+/// As `plan`, with the time that it would take: the first blocks of each table are read.
+pub async fn rehearse(source: (&str, &config::Postgres), globs: &[String]) -> Result<Plan> {
+    let mut plan = plan(source, globs, 1).await?;
+    let settings = Settings::new(source.0, source.1)?;
+    blocking(move || {
+        let mut client = Client::connect(&settings.target, Purpose::Sql)?;
+        client.query("set enable_seqscan = off; set statement_timeout = '10s'")?;
+        for planned in &mut plan.tables {
+            let largest = plan.parts.iter().filter(|part| part.table == planned.name);
+            if let Some(part) = largest.max_by_key(|part| part.until - part.from) {
+                let blocks = planned.bytes / BLOCK_BYTES;
+                planned.seconds = Some(sample(&mut client, part)?.seconds_for(blocks));
+            }
+        }
+        Ok(plan)
+    })
+    .await
+}
+
+/// Blocks that were read, and how long that took.
+struct Sample {
+    blocks: u32,
+    time: Duration,
+}
+
+impl Sample {
+    fn seconds_for(&self, blocks: u64) -> u64 {
+        let us = u64::try_from(self.time.as_micros()).unwrap_or(u64::MAX);
+        us.saturating_mul(blocks) / u64::from(self.blocks.max(1)) / 1_000_000
+    }
+}
+
+fn sample(client: &mut Client, part: &Part) -> Result<Sample> {
+    let blocks = (part.until - part.from).min(SAMPLE_BLOCKS);
+    let end = Place::before(part.from + blocks);
+    let Some(name) = table::name_of(client, part.leaf)? else {
+        return Ok(Sample { blocks: 0, time: Duration::ZERO });
+    };
+    let begun = Instant::now();
+    let sql = format!("select * from only {name} where ctid < '{end}'");
+    client.each_row(&sql, &mut |_| Ok(true))?;
+    Ok(Sample { blocks, time: begun.elapsed() })
 }
 
 /// Plans a backfill of the tables of source `name` that `globs` choose: those that it captures.
@@ -171,6 +224,7 @@ fn divide(leaves: &[Leaf], workers: u32) -> Plan {
                 bytes: leaf.bytes,
                 toast_bytes: leaf.toast_bytes,
                 parts,
+                seconds: None,
                 whole_because: leaf.obstacle.map(str::to_owned),
             }),
         }
