@@ -101,14 +101,14 @@ class Walrace:
 class Instance:
     """A running `walrace run`; use it in a `with`, which stops it and removes its folder."""
 
-    def __init__(self, binary, url, slot, sinks, folder, pinned=False):
+    def __init__(self, binary, url, slot, sinks, folder, pinned=False, more=""):
         self.folder = Path(tempfile.mkdtemp(prefix="walrace-bench-data-", dir=folder))
         self.file = self.folder / "changes.jsonl"
         self.sinks = sinks
         sink = f'[sink.lake]\nkind = "file"\npath = "{self.file}"\n' if sinks else ""
         (self.folder / "walrace.toml").write_text(
             f'data_dir = "{self.folder}/data"\n[source.app]\nkind = "postgres"\nurl = "{url}"\n'
-            f'slot = "{slot}"\npublication = "bench"\n{sink}[http]\nlisten = "127.0.0.1:0"\n')
+            f'slot = "{slot}"\npublication = "bench"\n{more}{sink}[http]\nlisten = "127.0.0.1:0"\n')
         self.log = self.folder / "walrace.log"
         log = open(self.log, "w")
         self.child = subprocess.Popen(

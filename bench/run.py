@@ -7,6 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import backfill
 import candidates
 import latency
 import measure
@@ -21,8 +22,10 @@ def main():
     options = parse_arguments()
     measure.PINNED = options.pin
     binary = None if options.no_walrace else measure.find_binary()
-    if not options.only or set(options.only) - {"sinks"}:
+    if not options.only or set(options.only) - {"sinks", "backfill"}:
         measure_capture(options, binary)
+    if binary and (not options.only or "backfill" in options.only):
+        measure_backfill(options, binary)
     if binary and (not options.only or "sinks" in options.only):
         sinks.measure_all(sinks.parse_arguments(
             [f"--rounds={options.rounds}", f"--folder={options.folder}",
@@ -48,8 +51,24 @@ def measure_capture(options, binary):
                                          options.rounds)
             parts.append(report.load_table(rates))
             show(parts[-1])
-    if options.write:
+    if options.write and not options.only:
         report.write_into("results", parts)
+
+
+def measure_backfill(options, binary):
+    with Cluster(options.folder) as cluster:
+        server = cluster.sql("select split_part(version(), ' on ', 1)")
+        heading = report.heading(measure.machine(), server, options.rounds)
+        rates = backfill.measure_backfill(cluster, binary, options.folder, options.rows * 4,
+                                          options.rounds)
+        large = None
+        if options.gigabytes:
+            large = backfill.measure_transaction(cluster, binary, options.folder,
+                                                 options.gigabytes)
+        part = backfill.tables(rates, large)
+        show(part)
+        if options.write:
+            report.write_into("backfill", [heading, part])
 
 
 def parse_arguments():
@@ -60,7 +79,9 @@ def parse_arguments():
     parser.add_argument("--seconds", type=int, default=20,
                         help="of the latency and of each pgbench run (default 20)")
     parser.add_argument("--only", action="append",
-                        help="ins, one, upd, wide, latency, load or sinks; may be repeated")
+                        help="ins, one, upd, wide, latency, load, backfill or sinks; may be repeated")
+    parser.add_argument("--gigabytes", type=float, default=5,
+                        help="of the one large transaction; 0 leaves it out (default 5)")
     parser.add_argument("--folder", default="/var/tmp",
                         help="where server and journals lie: a real disk (default /var/tmp)")
     parser.add_argument("--no-pin", dest="pin", action="store_false",

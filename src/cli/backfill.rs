@@ -101,12 +101,11 @@ pub async fn run(command: Command, global: &Global) -> Result<ExitCode> {
         Command::Start(args) => start(&instance, args).await,
         Command::List(List { json }) => {
             let all: Vec<BackfillStatus> = instance.read("/backfills", &[]).await?;
-            match json {
-                true => {
-                    print(&format!("{}\n", serde_json::to_string_pretty(&all).unwrap_or_default()))?
-                }
-                false => print(&format!("{}\n", render(&all)))?,
-            }
+            let text = match json {
+                true => serde_json::to_string_pretty(&all).unwrap_or_default(),
+                false => render(&all),
+            };
+            print(&format!("{text}\n"))?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Watch(One { id }) => watch(&instance, id).await,

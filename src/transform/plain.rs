@@ -22,6 +22,9 @@ const REDACTED: &[u8] = b"***";
 /// The oid of `text`.
 pub(super) const TEXT: u32 = 25;
 
+/// The place of the column that a value comes from, and whether it is hidden.
+pub(super) type Origin = (usize, bool);
+
 /// A run of such steps.
 #[derive(Debug)]
 pub(super) struct Plain {
@@ -142,7 +145,7 @@ impl Plain {
         &mut self,
         table: &Arc<Table>,
         op: Op,
-    ) -> Result<(Arc<Table>, Vec<(usize, bool)>)> {
+    ) -> Result<(Arc<Table>, Vec<Origin>)> {
         let projection = self.projection(table, op)?;
         let origins = match &projection.cells {
             Some(cells) => cells.iter().map(|cell| (cell.from, !cell.masks.is_empty())).collect(),

@@ -381,10 +381,10 @@ async fn a_publication_of_somebody_else_changes_and_what_it_leaves_out_is_told()
     sql("insert into t values (1)").await;
     sql("alter publication theirs drop table t").await;
     sql("insert into t values (2); insert into oracle (tbl) values ('between')").await;
-    logged("public.t has left the publication `theirs`").await;
+    logged("the owner of the publication took the table out").await;
     sql("alter publication theirs add table t").await;
     sql("insert into t values (3)").await;
-    logged("public.t has joined the publication `theirs`").await;
+    logged("the owner of the publication put the table in").await;
     sql("alter publication theirs set (publish = 'insert, delete')").await;
     sql("update t set v = 9; delete from t where id = 1; insert into t values (4)").await;
     sql("alter publication theirs set (publish = 'insert, update, delete, truncate')").await;

@@ -371,6 +371,7 @@ impl Load {
         for writer in 0..3_u64 {
             let session = cluster.connect().await;
             let (stop, count) = (Arc::clone(&stop), Arc::clone(&count));
+            #[expect(clippy::disallowed_methods, reason = "the test awaits it")]
             writers.push(tokio::spawn(async move {
                 let mut at = writer;
                 while !stop.load(Ordering::Relaxed) {
@@ -488,6 +489,7 @@ async fn a_commit_that_the_target_has_before_the_source_shows_it_is_no_differenc
     }
     let waiting = scene.cluster.connect().await;
     let pid: i32 = waiting.query_one("select pg_backend_pid()", &[]).await.unwrap().get(0);
+    #[expect(clippy::disallowed_methods, reason = "the test awaits it")]
     let commit = tokio::spawn(async move {
         let sql = "set synchronous_commit = on; begin; update t set v = 'new' where id = 1; \
                    delete from t where id = 2; insert into t values (3, 'added'); commit";

@@ -245,6 +245,12 @@ fn try_open(settings: &Settings, known: &Known, spool: SpoolOptions) -> Result<O
     verdict.map_err(|obstacle| obstacle.into_error(&settings.name))?;
     let (slot, published) = checks::ensure_slot(&mut client, settings, &server)?;
     slot::check_valid(&slot, &settings.slot)?;
+    if let Some(progress) = known.progress {
+        // Again: what was taken out since the comparison is put back by now, as if it were new.
+        let look = Look { settings, known, server: &server, slot: Some(&slot) };
+        watch::compare(&mut client, &look, progress)?
+            .map_err(|obstacle| obstacle.into_error(&settings.name))?;
+    }
     let lsn = known.progress.map(|at| at.lsn).or(slot.confirmed).unwrap_or(server.flush);
     let start = Position { timeline: server.timeline, lsn, index: 0 };
     let mut origin = settings.origin(&server);
@@ -413,7 +419,10 @@ fn reconcile_once(
     }
     if watch.is_managed() {
         let reconciled = publication::reconcile(client, settings);
-        watch.note(client)?;
+        // What was taken out since the first look was put back just now, as if it were new.
+        if let Some(taken_out) = watch.look(client, settings)? {
+            return Ok(Some(taken_out));
+        }
         reconciled?;
     }
     Ok(None)

@@ -159,6 +159,16 @@ fn warn(settings: &Settings, tables: &[String]) {
     }
 }
 
+fn tell(settings: &Settings, tables: &[String]) {
+    let (source, publication) = (&settings.name, &settings.publication);
+    for table in tables {
+        tracing::info!(
+            %source, %publication, %table,
+            "the owner of the publication put the table in: its changes are captured from now"
+        );
+    }
+}
+
 /// The tables that should be published.
 fn wanted(client: &mut Client, settings: &Settings) -> Result<Vec<Candidate>> {
     let inserts = publication::read(client, &settings.inserts)?.is_some();
@@ -188,13 +198,8 @@ impl Watch {
         self.managed
     }
 
-    /// Notes what we changed ourselves.
-    pub(super) fn note(&mut self, client: &mut Client) -> Result<()> {
-        self.members = members(client, &self.names)?;
-        Ok(())
-    }
-
-    /// The error that stops the source when somebody else took something out.
+    /// The error that stops the source when somebody else took something out, since the last look or
+    /// the beginning. What we took out ourselves is not wanted any more.
     pub(super) fn look(
         &mut self,
         client: &mut Client,
@@ -207,23 +212,29 @@ impl Watch {
             }
         }
         let now = members(client, &self.names)?;
-        let changed = left(&self.members, &now);
-        if changed.is_empty() {
+        let (gone, new) = (left(&self.members, &now), left(&now, &self.members));
+        if gone.is_empty() && (self.managed || new.is_empty()) {
+            self.members = now;
             return Ok(None);
         }
         let wanted = wanted(client, settings)?;
-        let gone = wanted.iter().filter(|table| changed.contains(&table.oid));
-        let gone: Vec<String> = gone.map(Candidate::full_name).collect();
+        let names = |of: &BTreeSet<u32>| -> Vec<String> {
+            let chosen = wanted.iter().filter(|table| of.contains(&table.oid));
+            chosen.map(Candidate::full_name).collect()
+        };
+        let gone = names(&gone);
+        self.members = now; // not before all is known that is told of it
         if !self.managed {
-            self.members = now;
             warn(settings, &gone);
+            tell(settings, &names(&new));
             return Ok(None);
         }
-        Ok((!gone.is_empty()).then(|| {
-            let tables = gone.join(", ");
-            let what = format!("somebody took {tables} out of the publication");
-            stop(settings, what, &format!("changes of {tables} until it is put back"))
-        }))
+        if gone.is_empty() {
+            return Ok(None);
+        }
+        let tables = gone.join(", ");
+        let what = format!("somebody took {tables} out of the publication");
+        Ok(Some(stop(settings, what, &format!("changes of {tables} until it is put back"))))
     }
 }
 
