@@ -123,10 +123,22 @@ pub async fn plan(
     workers: u32,
 ) -> Result<Plan> {
     let settings = Settings::new(name, config)?;
+    if config.plugin != config::Plugin::Pgoutput {
+        let plugin = config.plugin.name();
+        return Err(Error::config(format!("the source `{name}` reads {plugin}"))
+            .remedy("a backfill needs plugin = \"pgoutput\", with a slot of its own"));
+    }
     let globs = globs.to_vec();
     blocking(move || {
         let context = || format!("while planning a backfill of the source `{}`", settings.name);
         let mut client = Client::connect(&settings.target, Purpose::Sql).context(context)?;
+        if client.value("select pg_is_in_recovery()")?.as_deref() == Some("t") {
+            return Err(Error::config(format!(
+                "the source `{}` is a standby, where no watermark can be written",
+                settings.name
+            ))
+            .remedy("backfill through a source that leads to the primary"));
+        }
         let leaves = leaves(&mut client, &settings, &globs).context(context)?;
         if leaves.is_empty() {
             let chosen = globs.join(", ");
