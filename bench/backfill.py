@@ -90,8 +90,8 @@ def measure_transaction(cluster, binary, folder, gigabytes):
     slots = ("base_large", "recv", "drain")
     for slot in slots:
         cluster.sql(f"select pg_create_logical_replication_slot('{slot}', 'pgoutput')", "large")
-    rows = int(gigabytes * (1 << 30) / 4096)
-    cluster.sql(f"insert into blob select n, repeat(md5(n::text), 128) from generate_series(1, {rows}) n",
+    rows = int(gigabytes * (1 << 30) / 3860)
+    cluster.sql(f"insert into blob select n, repeat(md5(n::text), 120) from generate_series(1, {rows}) n",
                 "large")
     end = cluster.sql("select pg_current_wal_lsn()", "large")
     cluster.sql("select pg_logical_emit_message(true, 'end', '')", "large")

@@ -584,3 +584,176 @@ impl Drop for Fenced {
 pub(super) fn not_capturing() -> Error {
     Error::retry("the backfill waits for the source, which is not captured now")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{super::mark::Closes, *};
+    use crate::{
+        change::{Message, Value},
+        schema::{Column, Identity, Type},
+        source::postgres::backfill::Place,
+    };
+
+    const TABLE: u32 = 7;
+
+    fn table(key: &str) -> Arc<Table> {
+        let column = |name: &str| Column {
+            name: name.into(),
+            ty: Type::base(25, -1),
+            primary_key: name == key,
+            identity: name == key,
+            nullable: None,
+        };
+        let columns = vec![column("id"), column("v")];
+        let (schema, name) = ("public".into(), "t".into());
+        Arc::new(Table { oid: TABLE, schema, name, identity: Identity::Default, columns })
+    }
+
+    fn row(id: &str) -> Row {
+        Row::from_values([Value::Text(id.as_bytes()), Value::Null])
+    }
+
+    /// A change of a transaction of its own: `lsn` is the commit's, and the xid as well.
+    fn change(lsn: u32, id: &str) -> Change {
+        let xid = lsn;
+        let transaction =
+            Transaction { xid, commit_lsn: Lsn(lsn.into()), ..Transaction::default() };
+        let chunk = chunk(&[], "1:1:");
+        Change { op: Op::Update, after: Some(row(id)), backfill: None, ..read(&chunk, transaction) }
+    }
+
+    fn chunk(ids: &[&str], snapshot: &str) -> Chunk {
+        Chunk {
+            table: table("id"),
+            backfill: Backfill { id: 1, audience: 0 },
+            snapshot: snapshot.parse().unwrap(),
+            rows: Rows::Here(ids.iter().map(|id| row(id)).collect()),
+        }
+    }
+
+    fn mark(fences: &Fences, lsn: u32, closes: Option<u64>, opens: Option<u64>) -> Change {
+        let closes = closes.map(|fence| Closes {
+            fence,
+            to: Place::before(9),
+            rows: 0,
+            bytes: 0,
+            done: false,
+        });
+        let (backfill, part, table) = (1, 1, "public.t".to_owned());
+        let mark = Mark { lineage: fences.lineage(), backfill, part, table, closes, opens };
+        let content = serde_json::to_vec(&mark).unwrap().into();
+        let prefix = crate::change::WATERMARK_PREFIX.to_owned();
+        let message = Message { prefix, content, transactional: true };
+        let op = Op::Message;
+        Change { op, table: None, after: None, message: Some(Arc::new(message)), ..change(lsn, "") }
+    }
+
+    /// What comes out of a batch: the ids of rows that were read, and whether a mark says that a
+    /// chunk is there.
+    fn pass(fences: &Fences, changes: Vec<Change>) -> (Vec<String>, bool) {
+        let position = Some(Position { lsn: Lsn(1000), ..Position::default() });
+        let (batch, _) = fences.pass(Batch { changes, position }).unwrap();
+        fences.settle(Position { lsn: Lsn(1000), ..Position::default() });
+        let reads = batch.changes.iter().filter(|change| change.op == Op::Read);
+        let id = |change: &Change| match change.after.as_ref().unwrap().value(0) {
+            Some(Value::Text(text)) => String::from_utf8(text.to_vec()).unwrap(),
+            other => panic!("{other:?}"),
+        };
+        let closed = batch.changes.iter().filter_map(Mark::of).any(|mark| mark.closes.is_some());
+        (reads.map(id).collect(), closed)
+    }
+
+    fn capturing() -> Fences {
+        let fences = Fences::new(Uuid::nil());
+        fences.lock().capturing = true;
+        fences.remember();
+        fences
+    }
+
+    fn verdict(fences: &Fences, fence: u64) -> Verdict {
+        fences.verdict(fence, Duration::ZERO).unwrap()
+    }
+
+    #[test]
+    fn a_row_that_changes_inside_the_fence_is_left_to_its_change() {
+        let fences = capturing();
+        let fence = fences.register(TABLE, None).unwrap();
+        fences.offer(fence, chunk(&["1", "2", "3"], "1:100:"));
+        let stream = vec![
+            change(10, "1"), // before the fence: the chunk shows it
+            mark(&fences, 11, None, Some(fence)),
+            change(12, "2"),
+            mark(&fences, 13, Some(fence), None),
+            change(14, "3"),
+        ];
+        assert_eq!(pass(&fences, stream), (vec!["1".into(), "3".into()], true));
+        assert_eq!(verdict(&fences, fence), Verdict::Appended);
+    }
+
+    #[test]
+    fn a_chunk_that_lacks_a_commit_from_before_its_fence_is_read_again_and_what_follows_it_too() {
+        let fences = capturing();
+        let first = fences.register(TABLE, None).unwrap();
+        let second = fences.register(TABLE, Some(first)).unwrap();
+        fences.offer(first, chunk(&["1"], "10:100:10")); // 10 is committed and not seen
+        fences.offer(second, chunk(&["2"], "11:100:"));
+        let stream = vec![
+            change(10, "1"),
+            mark(&fences, 11, None, Some(first)),
+            mark(&fences, 12, Some(first), Some(second)),
+            mark(&fences, 13, Some(second), None),
+        ];
+        assert_eq!(pass(&fences, stream), (vec![], false));
+        let Verdict::Again(why) = verdict(&fences, first) else { panic!("it was passed on") };
+        assert!(why.contains("transaction 10"), "{why}");
+        assert!(matches!(verdict(&fences, second), Verdict::Again(_)));
+        // Where the commit lies inside the fence, its change is in the stream behind it.
+        let third = fences.register(TABLE, None).unwrap();
+        fences.offer(third, chunk(&["1", "2"], "21:100:21"));
+        let stream = vec![
+            mark(&fences, 20, None, Some(third)),
+            change(21, "1"),
+            mark(&fences, 22, Some(third), None),
+        ];
+        assert_eq!(pass(&fences, stream), (vec!["2".into()], true));
+    }
+
+    #[test]
+    fn marks_of_an_earlier_process_and_a_changed_key_pass_nothing_on() {
+        let fences = capturing();
+        assert_eq!(pass(&fences, vec![mark(&fences, 5, Some(1), None)]), (vec![], false));
+        let fence = fences.register(TABLE, None).unwrap();
+        fences.offer(fence, chunk(&["1"], "1:100:"));
+        let rekeyed = Change { table: Some(table("v")), ..change(12, "9") };
+        let stream = vec![
+            mark(&fences, 11, None, Some(fence)),
+            rekeyed,
+            mark(&fences, 13, Some(fence), None),
+        ];
+        assert_eq!(pass(&fences, stream), (vec![], false));
+        assert!(matches!(verdict(&fences, fence), Verdict::Again(_)));
+    }
+
+    #[test]
+    fn the_memory_of_commits_is_kept_short_and_never_shorter_than_an_open_fence_needs() {
+        let fences = capturing();
+        let mut before = None;
+        for lsn in (10..200).step_by(10) {
+            let fence = fences.register(TABLE, before).unwrap();
+            fences.offer(fence, chunk(&["1"], &format!("1:{}:", lsn + 1)));
+            let stream = vec![
+                change(lsn, "8"),
+                mark(&fences, lsn + 1, None, Some(fence)),
+                mark(&fences, lsn + 2, Some(fence), None),
+            ];
+            assert_eq!(pass(&fences, stream).0, ["1"]);
+            before = Some(fence);
+        }
+        let kept = fences.lock().committed.as_ref().unwrap().len();
+        assert!(kept < 12, "{kept} commits are remembered");
+        let lost = fences.register(TABLE, None).unwrap();
+        fences.end();
+        assert_eq!(verdict(&fences, lost), Verdict::Lost);
+        assert_eq!(fences.register(TABLE, None), None, "nothing is captured");
+    }
+}
