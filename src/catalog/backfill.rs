@@ -149,7 +149,7 @@ impl Catalog {
     ) -> Result<()> {
         let failed = |error| failed("plan the backfill", &id.to_string(), error);
         let mut transaction = self.pool.begin().await.map_err(failed)?;
-        sqlx::query("UPDATE backfill SET plan = ?, reason = NULL WHERE id = ?")
+        sqlx::query("UPDATE backfill SET plan = ? WHERE id = ?")
             .bind(json(plan)?)
             .bind(integer(id))
             .execute(&mut *transaction)
