@@ -113,9 +113,8 @@ impl Filter {
             Op::Read => self.reads,
             op => self.passes_operation(op),
         };
-        operation
-            && !change.is_watermark()
-            && change.table.as_ref().is_none_or(|table| self.passes_table(table))
+        let watermark = self.watermarks || !change.is_watermark();
+        operation && watermark && change.table.as_ref().is_none_or(|table| self.passes_table(table))
     }
 
     fn passes_table(&mut self, table: &Arc<Table>) -> bool {

@@ -201,8 +201,8 @@ impl Watch {
         self.managed
     }
 
-    /// The error that stops the source when somebody else took something out, since the last look or
-    /// the beginning. What we took out ourselves is not wanted any more.
+    /// The error that stops the source when somebody else took something out since the last look.
+    /// What we took out ourselves is not wanted any more.
     pub(super) fn look(
         &mut self,
         client: &mut Client,
@@ -226,7 +226,7 @@ impl Watch {
             chosen.map(Candidate::full_name).collect()
         };
         let gone = names(&gone);
-        self.members = now; // not before all is known that is told of it
+        self.members = now; // not before all that is told of it is known
         if !self.managed {
             warn(settings, &gone);
             tell(settings, &names(&new));

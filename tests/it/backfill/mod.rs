@@ -318,7 +318,8 @@ async fn tables_without_a_key_are_read_as_a_whole_and_each_copy_of_a_row_counts(
         let marks = marks.lines().map(|line| serde_json::from_str(line).unwrap());
         let marks: Vec<serde_json::Value> =
             marks.filter(|mark: &serde_json::Value| mark["op"] == "m").collect();
-        let from = marks.iter().find(opens).unwrap()["offset"].as_u64();
+        let from = marks.iter().find(opens).unwrap_or_else(|| panic!("{table}: {marks:?}"));
+        let from = from["offset"].as_u64();
         let of_table = |change: &&serde_json::Value| {
             change["source_table"] == table && change["offset"].as_u64() > from
         };

@@ -24,9 +24,10 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::{
+    copies::Copies,
     mark::Mark,
     snapshot::Snapshot,
-    spool::{Spool, Spooled, whole_row},
+    spool::{Spool, Spooled},
 };
 use crate::{
     change::{Backfill, Batch, Before, Change, Key, Lsn, Op, Position, Row, Transaction},
@@ -35,6 +36,8 @@ use crate::{
     source::Source,
 };
 
+/// A row was taken away by a transaction that shows, and added by an earlier one that does not.
+const UNORDERED: &str = "transactions became visible in another order than they were committed";
 /// Rows that are on disk are passed on in batches of this size.
 const SPOOLED_BYTES: usize = 4 << 20;
 /// Keys that change inside one fence: beyond this the chunk is read again, later.
@@ -110,11 +113,8 @@ struct Fence {
     memory: u64,
     opened: Option<Lsn>,
     keys: HashSet<Key>,
-    /// Where the table has no key: whole rows that are in the journal, or gone, before its own.
-    gone: HashMap<Key, u32>,
-    /// Changes that came before it was known which transactions its rows show.
-    early: Vec<(u32, Option<Key>, Option<Key>)>,
-    seen: Option<Snapshot>,
+    /// Where the table has no key: copies of whole rows.
+    copies: Copies,
     /// Tables as changes inside it have them.
     tables: Vec<Arc<Table>>,
     /// Something concerned the table as a whole, or too many of its rows.
@@ -179,9 +179,7 @@ impl Fences {
             memory: state.memory,
             opened: None,
             keys: HashSet::new(),
-            gone: HashMap::new(),
-            early: Vec::new(),
-            seen: None,
+            copies: Copies::default(),
             tables: Vec::new(),
             whole: None,
             chunk: None,
@@ -194,10 +192,7 @@ impl Fences {
     /// Tells which transactions the rows of a fence show, long before they are all here.
     pub fn show(&self, fence: u64, snapshot: &Snapshot) {
         if let Some(fence) = self.lock().fences.get_mut(&fence) {
-            fence.seen = Some(snapshot.clone());
-            for (xid, old, new) in std::mem::take(&mut fence.early) {
-                fence.count(xid, old, new);
-            }
+            fence.copies.show(snapshot);
         }
     }
 
@@ -349,10 +344,10 @@ impl State {
             if change.op == Op::Truncate {
                 fence.whole = Some("its table was truncated");
             } else if keys.is_whole() {
-                fence.note_rows(change);
+                fence.copies.note(change);
             }
             fence.keys.extend(&keys.rows);
-            if fence.keys.len() + fence.gone.len() + fence.early.len() > KEYS_MAX {
+            if fence.keys.len() + fence.copies.len() > KEYS_MAX {
                 fence.whole = Some("too many rows of its table changed meanwhile");
             }
             if !fence.tables.iter().any(|known| Arc::ptr_eq(known, table)) {
@@ -411,14 +406,16 @@ impl State {
                 .whole
                 .map(str::to_owned)
                 .or_else(|| fence.other_key(&chunk.table))
-                .or_else(|| unseen(committed, &chunk.snapshot, opened)),
+                .or_else(|| unseen(committed, &chunk.snapshot, opened))
+                .or_else(|| fence.copies.left_out().is_none().then(|| UNORDERED.to_owned())),
         };
         if let Some(why) = again {
             fence.verdict = Some(Verdict::Again(why));
             return None;
         }
         let chunk = chunk?;
-        let (keys, gone) = (std::mem::take(&mut fence.keys), std::mem::take(&mut fence.gone));
+        let (keys, gone) =
+            (std::mem::take(&mut fence.keys), fence.copies.left_out().unwrap_or_default());
         self.prune(&chunk.snapshot);
         self.passed.push((transaction.commit_lsn, number));
         Some((chunk, keys, gone))
@@ -450,28 +447,6 @@ impl State {
 type Accepted = (Chunk, HashSet<Key>, HashMap<Key, u32>);
 
 impl Fence {
-    /// Notes the rows of a change of a table without a key.
-    fn note_rows(&mut self, change: &Change) {
-        let old = match &change.before {
-            Before::Full(row) => Some(whole_row(row)),
-            Before::Key(_) | Before::Nothing => None,
-        };
-        let new = change.after.as_ref().map(whole_row);
-        match &self.seen {
-            None => self.early.push((change.transaction.xid, old, new)),
-            Some(_) => self.count(change.transaction.xid, old, new),
-        }
-    }
-
-    /// What the rows show of a transaction is in the journal before them, and not to be there
-    /// twice; what they do not show has taken its old rows away before they come.
-    fn count(&mut self, xid: u32, old: Option<Key>, new: Option<Key>) {
-        let sees = self.seen.as_ref().is_some_and(|seen| seen.sees(xid));
-        if let Some(row) = if sees { new } else { old } {
-            *self.gone.entry(row).or_default() += 1;
-        }
-    }
-
     /// Whether changes inside the fence had another key than the chunk's table.
     fn other_key(&self, table: &Table) -> Option<String> {
         let key = names(table);

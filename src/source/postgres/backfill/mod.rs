@@ -11,6 +11,7 @@
 //! moves to another block is in the stream by that update.
 
 mod chunk;
+mod copies;
 mod fence;
 mod mark;
 mod place;
