@@ -190,6 +190,13 @@ async fn no_half_of_a_refused_retry_vouches_for_the_other_over_a_kill() {
     let insert = "insert into public.item select i, 'x' from generate_series(1, 4) i";
     cluster.sql(&format!("{insert}; insert into public.item values (101, 'y')")).await;
     parked(&server, 4).await;
+    // Durably: what is not would come anew after the kill, and be no retry.
+    let written = async || {
+        let (_, letters) = server.try_get("/dead-letters?sink=copy").await?;
+        let letters: Vec<Value> = serde_json::from_str(&letters).ok()?;
+        (letters.len() == 4).then_some(())
+    };
+    wait_for(PATIENCE, written, || format!("4 written down: {}", server.log_tail())).await;
     server.kill();
     let mended = "alter table copy.item drop constraint c;
                   alter table copy.item add constraint c check (id <> 3)";
